@@ -1,0 +1,95 @@
+"""`olivepress service …`: one service in the foreground, as a container or a process manager runs it."""
+
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+import structlog
+import typer
+
+from olivepress.settings import Settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Run one service in the foreground; `olivepress up` runs all of them.\n\n"
+    "Settings come from OLIVEPRESS_* variables, such as OLIVEPRESS_DATABASE_URL and OLIVEPRESS_REDIS_URL.",
+)
+
+
+@app.command()
+def api() -> None:
+    """Serve the REST API."""
+    _run("api.app")
+
+
+@app.command()
+def scheduler() -> None:
+    """Dispatch waiting steps and rescue lost ones; of several, one leads."""
+    _run("scheduler.app")
+
+
+@app.command()
+def worker() -> None:
+    """Run steps."""
+    _run("workers.app")
+
+
+@app.command()
+def flower() -> None:
+    """Serve the Flower monitor on loopback, behind OLIVEPRESS_FLOWER_PASSWORD."""
+    from olivepress.services.flower import serve
+
+    settings = Settings()
+    _configure_logging(settings)
+    serve(settings)
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database's schema up to this release's."""
+    from olivepress.database.migrations import upgrade
+    from olivepress.database.sessions import Database
+
+    upgrade(Database(Settings().database))
+
+
+def _run(module: str) -> None:
+    """The `main(settings)` of a service, found beside the library in a checkout and inside it in a wheel."""
+    packaged = Path(__file__).resolve().parent.parent / "_services"
+    if packaged.is_dir():
+        sys.path.insert(0, str(packaged))
+        # Children of a forkserver find the same modules by this.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(packaged), os.environ.get("PYTHONPATH")]))
+    settings = Settings()
+    _configure_logging(settings)
+    importlib.import_module(module).main(settings)
+
+
+def _configure_logging(settings: Settings) -> None:
+    """Events as lines on stderr: for people, or JSON for a log collector. Libraries' own lines go the same way."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
+    if settings.log_format == "text":
+        renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=20)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    for noisy in ("httpx", "alembic", "celery", "kombu", "uvicorn.access", "tornado.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )

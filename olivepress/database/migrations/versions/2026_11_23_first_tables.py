@@ -1,0 +1,229 @@
+"""The first tables."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "2026_11_23_first_tables"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Apply."""
+    op.create_table(
+        "batches",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("team", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=True),
+        sa.Column("idempotency_key", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_batches")),
+        sa.UniqueConstraint("team", "idempotency_key", name=op.f("uq_batches_team_idempotency_key")),
+    )
+    op.create_table(
+        "leases",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("holder", sa.Text(), nullable=False),
+        sa.Column("expires_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_leases")),
+    )
+    op.create_table(
+        "models",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("team", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("next_number", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_models")),
+        sa.UniqueConstraint("team", "name", name=op.f("uq_models_team_name")),
+    )
+    op.create_table(
+        "prompt_sets",
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("prompts", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_prompt_sets")),
+    )
+    op.create_table(
+        "workers",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("host", sa.Text(), nullable=False),
+        sa.Column("pid", sa.Integer(), nullable=False),
+        sa.Column("pid_started_at", sa.Double(), nullable=False),
+        sa.Column("pool", sa.Text(), nullable=False),
+        sa.Column("slots", sa.Integer(), nullable=False),
+        sa.Column("memory_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("fingerprint", sa.Text(), nullable=False),
+        sa.Column("hardware", sa.JSON(), nullable=False),
+        sa.Column("toolchain", sa.JSON(), nullable=False),
+        sa.Column("architectures", sa.JSON(), nullable=False),
+        sa.Column("started_at", sa.Double(), nullable=False),
+        sa.Column("seen_at", sa.Double(), nullable=False),
+        sa.Column("stopped_at", sa.Double(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_workers")),
+    )
+    op.create_table(
+        "versions",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("model_id", sa.Integer(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("package_digest", sa.Text(), nullable=False),
+        sa.Column("artifact_digest", sa.Text(), nullable=False),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("recipe_name", sa.Text(), nullable=False),
+        sa.Column("precision", sa.Text(), nullable=False),
+        sa.Column("family", sa.Text(), nullable=False),
+        sa.Column("job_id", sa.Integer(), nullable=False),
+        sa.Column("report", sa.JSON(), nullable=False),
+        sa.Column("provenance", sa.JSON(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(["model_id"], ["models.id"], name=op.f("fk_versions_model_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_versions")),
+        sa.UniqueConstraint("model_id", "number", name=op.f("uq_versions_model_id_number")),
+        sa.UniqueConstraint("model_id", "package_digest", name=op.f("uq_versions_model_id_package_digest")),
+    )
+    op.create_table(
+        "aliases",
+        sa.Column("model_id", sa.Integer(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("version_id", sa.Integer(), nullable=False),
+        sa.Column("moved_at", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(["model_id"], ["models.id"], name=op.f("fk_aliases_model_id")),
+        sa.ForeignKeyConstraint(["version_id"], ["versions.id"], name=op.f("fk_aliases_version_id")),
+        sa.PrimaryKeyConstraint("model_id", "name", name=op.f("pk_aliases")),
+    )
+    op.create_table(
+        "jobs",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("batch_id", sa.Integer(), nullable=False),
+        sa.Column("team", sa.Text(), nullable=False),
+        sa.Column("checkpoint_name", sa.Text(), nullable=False),
+        sa.Column("checkpoint_path", sa.Text(), nullable=False),
+        sa.Column("base_path", sa.Text(), nullable=True),
+        sa.Column("recipe_name", sa.Text(), nullable=False),
+        sa.Column("recipe", sa.JSON(), nullable=False),
+        sa.Column("model_name", sa.Text(), nullable=False),
+        sa.Column("alias", sa.Text(), nullable=False),
+        sa.Column("prompts_digest", sa.Text(), nullable=True),
+        sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("is_fresh", sa.Boolean(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("cancel_requested", sa.Boolean(), nullable=False),
+        sa.Column("error_class", sa.Text(), nullable=True),
+        sa.Column("error_message", sa.Text(), nullable=True),
+        sa.Column("version_id", sa.Integer(), nullable=True),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("finished_at", sa.Double(), nullable=True),
+        sa.ForeignKeyConstraint(["batch_id"], ["batches.id"], name=op.f("fk_jobs_batch_id")),
+        sa.ForeignKeyConstraint(["prompts_digest"], ["prompt_sets.digest"], name=op.f("fk_jobs_prompts_digest")),
+        sa.ForeignKeyConstraint(["version_id"], ["versions.id"], name=op.f("fk_jobs_version_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
+    )
+    with op.batch_alter_table("jobs", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_jobs_batch_id"), ["batch_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_jobs_state"), ["state"], unique=False)
+
+    op.create_table(
+        "steps",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("job_id", sa.Integer(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("position", sa.Integer(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("pool", sa.Text(), nullable=False),
+        sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("key", sa.Text(), nullable=True),
+        sa.Column("fingerprint", sa.Text(), nullable=True),
+        sa.Column("fence", sa.Integer(), nullable=False),
+        sa.Column("lease_expires_at", sa.Double(), nullable=True),
+        sa.Column("worker_id", sa.Text(), nullable=True),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("run_at", sa.Double(), nullable=False),
+        sa.Column("signaled_at", sa.Double(), nullable=True),
+        sa.Column("phase", sa.Text(), nullable=True),
+        sa.Column("share", sa.Double(), nullable=True),
+        sa.Column("result", sa.JSON(), nullable=True),
+        sa.Column("artifact_digest", sa.Text(), nullable=True),
+        sa.Column("reused_step_id", sa.Integer(), nullable=True),
+        sa.Column("error_class", sa.Text(), nullable=True),
+        sa.Column("error_message", sa.Text(), nullable=True),
+        sa.Column("started_at", sa.Double(), nullable=True),
+        sa.Column("finished_at", sa.Double(), nullable=True),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_steps_job_id")),
+        sa.ForeignKeyConstraint(["reused_step_id"], ["steps.id"], name=op.f("fk_steps_reused_step_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_steps")),
+        sa.UniqueConstraint("job_id", "position", name=op.f("uq_steps_job_id_position")),
+    )
+    with op.batch_alter_table("steps", schema=None) as batch_op:
+        batch_op.create_index("ix_steps_key", ["key"], unique=False)
+        batch_op.create_index("ix_steps_waiting", ["state", "pool", "run_at"], unique=False)
+        batch_op.create_index("ix_steps_worker_id", ["worker_id"], unique=False)
+        batch_op.create_index(
+            "uq_steps_running_key",
+            ["key"],
+            unique=True,
+            sqlite_where=sa.text("state = 'running'"),
+            postgresql_where=sa.text("state = 'running'"),
+        )
+
+    op.create_table(
+        "attempts",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("step_id", sa.Integer(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("fence", sa.Integer(), nullable=False),
+        sa.Column("worker_id", sa.Text(), nullable=False),
+        sa.Column("outcome", sa.Text(), nullable=True),
+        sa.Column("exit_code", sa.Integer(), nullable=True),
+        sa.Column("signal", sa.Integer(), nullable=True),
+        sa.Column("error_class", sa.Text(), nullable=True),
+        sa.Column("error_message", sa.Text(), nullable=True),
+        sa.Column("cpu_s", sa.Double(), nullable=True),
+        sa.Column("peak_rss_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("log_tail", sa.Text(), nullable=True),
+        sa.Column("started_at", sa.Double(), nullable=False),
+        sa.Column("finished_at", sa.Double(), nullable=True),
+        sa.ForeignKeyConstraint(["step_id"], ["steps.id"], name=op.f("fk_attempts_step_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_attempts")),
+        sa.UniqueConstraint("step_id", "fence", name=op.f("uq_attempts_step_id_fence")),
+    )
+    op.create_table(
+        "remembered",
+        sa.Column("key", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("result", sa.JSON(), nullable=False),
+        sa.Column("artifact_digest", sa.Text(), nullable=True),
+        sa.Column("step_id", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(["step_id"], ["steps.id"], name=op.f("fk_remembered_step_id")),
+        sa.PrimaryKeyConstraint("key", name=op.f("pk_remembered")),
+    )
+
+
+def downgrade() -> None:
+    """Take back."""
+    op.drop_table("remembered")
+    op.drop_table("attempts")
+    with op.batch_alter_table("steps", schema=None) as batch_op:
+        batch_op.drop_index(
+            "uq_steps_running_key",
+            sqlite_where=sa.text("state = 'running'"),
+            postgresql_where=sa.text("state = 'running'"),
+        )
+        batch_op.drop_index("ix_steps_worker_id")
+        batch_op.drop_index("ix_steps_waiting")
+        batch_op.drop_index("ix_steps_key")
+
+    op.drop_table("steps")
+    with op.batch_alter_table("jobs", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_jobs_state"))
+        batch_op.drop_index(batch_op.f("ix_jobs_batch_id"))
+
+    op.drop_table("jobs")
+    op.drop_table("aliases")
+    op.drop_table("versions")
+    op.drop_table("workers")
+    op.drop_table("prompt_sets")
+    op.drop_table("models")
+    op.drop_table("leases")
+    op.drop_table("batches")

@@ -1,0 +1,233 @@
+"""All tables. Times are seconds since 1970 by the database's clock; JSON columns hold plain JSON values.
+
+batches 1─n jobs 1─n steps 1─n attempts          remembered: step key -> result
+models 1─n versions, models 1─n aliases n─1 versions
+prompt_sets, workers, leases stand alone
+"""
+
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, MetaData, Text, UniqueConstraint, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Json = dict[str, Any]
+
+
+class Table(DeclarativeBase):
+    """Base of all tables."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {Json: JSON, list[Any]: JSON, str: Text}
+
+
+class BatchRow(Table):
+    """Jobs that were submitted together. Its state is computed from theirs."""
+
+    __tablename__ = "batches"
+    __table_args__ = (UniqueConstraint("team", "idempotency_key"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    team: Mapped[str]
+    name: Mapped[str | None]
+    idempotency_key: Mapped[str | None]
+    created_at: Mapped[float]
+
+
+class PromptSetRow(Table):
+    """Domain prompts, kept once however many jobs ask them."""
+
+    __tablename__ = "prompt_sets"
+
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    prompts: Mapped[list[Any]]
+
+
+class JobRow(Table):
+    """One checkpoint and one recipe."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    batch_id: Mapped[int] = mapped_column(ForeignKey("batches.id"), index=True)
+    team: Mapped[str]
+    checkpoint_name: Mapped[str]
+    checkpoint_path: Mapped[str]
+    base_path: Mapped[str | None]
+    recipe_name: Mapped[str]
+    recipe: Mapped[Json]
+    model_name: Mapped[str]
+    alias: Mapped[str]
+    prompts_digest: Mapped[str | None] = mapped_column(ForeignKey("prompt_sets.digest"))
+    priority: Mapped[int]
+    is_fresh: Mapped[bool]
+    state: Mapped[str] = mapped_column(index=True)
+    cancel_requested: Mapped[bool]
+    error_class: Mapped[str | None]
+    error_message: Mapped[str | None]
+    version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"))
+    created_at: Mapped[float]
+    finished_at: Mapped[float | None]
+
+
+class StepRow(Table):
+    """One unit of a job; olivepress/jobs.py says who moves its state."""
+
+    __tablename__ = "steps"
+    __table_args__ = (
+        UniqueConstraint("job_id", "position"),
+        Index("ix_steps_waiting", "state", "pool", "run_at"),
+        Index("ix_steps_worker_id", "worker_id"),
+        Index("ix_steps_key", "key"),
+        # Of rows with one key only one runs.
+        Index(
+            "uq_steps_running_key",
+            "key",
+            unique=True,
+            sqlite_where=text("state = 'running'"),
+            postgresql_where=text("state = 'running'"),
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
+    kind: Mapped[str]
+    position: Mapped[int]
+    state: Mapped[str]
+    pool: Mapped[str]
+    priority: Mapped[int]
+    key: Mapped[str | None]
+    fingerprint: Mapped[str | None]
+    fence: Mapped[int] = mapped_column(Integer, default=0)
+    lease_expires_at: Mapped[float | None]
+    worker_id: Mapped[str | None]
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    run_at: Mapped[float]
+    signaled_at: Mapped[float | None]
+    phase: Mapped[str | None]
+    share: Mapped[float | None]
+    result: Mapped[Json | None]
+    artifact_digest: Mapped[str | None]
+    reused_step_id: Mapped[int | None] = mapped_column(ForeignKey("steps.id"))
+    error_class: Mapped[str | None]
+    error_message: Mapped[str | None]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+
+
+class AttemptRow(Table):
+    """One run of a step by one worker."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (UniqueConstraint("step_id", "fence"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    step_id: Mapped[int] = mapped_column(ForeignKey("steps.id"))
+    number: Mapped[int]
+    fence: Mapped[int]
+    worker_id: Mapped[str]
+    outcome: Mapped[str | None]
+    exit_code: Mapped[int | None]
+    signal: Mapped[int | None]
+    error_class: Mapped[str | None]
+    error_message: Mapped[str | None]
+    cpu_s: Mapped[float | None]
+    peak_rss_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    log_tail: Mapped[str | None]
+    started_at: Mapped[float]
+    finished_at: Mapped[float | None]
+
+
+class RememberedRow(Table):
+    """What a step key gave: the same work is never done twice."""
+
+    __tablename__ = "remembered"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    result: Mapped[Json]
+    artifact_digest: Mapped[str | None]
+    step_id: Mapped[int] = mapped_column(ForeignKey("steps.id"))
+    created_at: Mapped[float]
+
+
+class ModelRow(Table):
+    """A registered name. `next_number` only grows: numbers of deleted versions are never used again."""
+
+    __tablename__ = "models"
+    __table_args__ = (UniqueConstraint("team", "name"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    team: Mapped[str]
+    name: Mapped[str]
+    next_number: Mapped[int]
+    created_at: Mapped[float]
+
+
+class VersionRow(Table):
+    """A numbered, immutable artifact of a model with its report and provenance."""
+
+    __tablename__ = "versions"
+    __table_args__ = (UniqueConstraint("model_id", "number"), UniqueConstraint("model_id", "package_digest"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    number: Mapped[int]
+    package_digest: Mapped[str]
+    artifact_digest: Mapped[str]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    recipe_name: Mapped[str]
+    precision: Mapped[str]
+    family: Mapped[str]
+    job_id: Mapped[int]
+    report: Mapped[Json]
+    provenance: Mapped[Json]
+    created_at: Mapped[float]
+
+
+class AliasRow(Table):
+    """A movable pointer to a version of a model."""
+
+    __tablename__ = "aliases"
+
+    model_id: Mapped[int] = mapped_column(ForeignKey("models.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
+    moved_at: Mapped[float]
+
+
+class WorkerRow(Table):
+    """A worker process and what it offers."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    pid: Mapped[int]
+    pid_started_at: Mapped[float]
+    pool: Mapped[str]
+    slots: Mapped[int]
+    memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    fingerprint: Mapped[str]
+    hardware: Mapped[Json]
+    toolchain: Mapped[Json]
+    architectures: Mapped[list[Any]]
+    started_at: Mapped[float]
+    seen_at: Mapped[float]
+    stopped_at: Mapped[float | None]
+
+
+class LeaseRow(Table):
+    """A named lease on being the only one, such as the scheduler's leadership."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    holder: Mapped[str]
+    expires_at: Mapped[float]

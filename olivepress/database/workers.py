@@ -1,0 +1,87 @@
+"""Which workers are there, and who holds a named lease such as the scheduler's leadership."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from olivepress.database.sessions import DatabaseNow
+from olivepress.database.tables import LeaseRow, WorkerRow
+
+SEEN_EVERY_S = 15.0
+ALIVE_FOR_S = 45.0
+
+
+@dataclass(frozen=True)
+class WorkerFacts:
+    """What a worker says of itself when it starts."""
+
+    id: str
+    host: str
+    pid: int
+    pid_started_at: float
+    pool: str
+    slots: int
+    memory_bytes: int
+    fingerprint: str
+    hardware: dict[str, Any]
+    toolchain: dict[str, Any]
+    architectures: list[str]
+
+
+def register(session: Session, worker: WorkerFacts) -> None:
+    """Add a worker that starts."""
+    now = session.scalar(select(DatabaseNow()))
+    session.add(WorkerRow(**asdict(worker), started_at=now, seen_at=now))
+
+
+def warmed(session: Session, worker_id: str, architectures: list[str]) -> None:
+    """Note what a worker's toolchain can build; known once its first child has run."""
+    session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(architectures=architectures))
+
+
+def seen(session: Session, worker_id: str) -> None:
+    """Note that a worker lives."""
+    session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(seen_at=DatabaseNow()))
+
+
+def stopped(session: Session, worker_id: str) -> None:
+    """Note that a worker ended as it was asked to."""
+    session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(stopped_at=DatabaseNow()))
+
+
+def alive(session: Session) -> list[WorkerRow]:
+    """Workers that were seen lately and did not stop."""
+    query = select(WorkerRow).where(WorkerRow.stopped_at.is_(None), WorkerRow.seen_at > DatabaseNow() - ALIVE_FOR_S)
+    return list(session.scalars(query))
+
+
+def on_host(session: Session, host: str) -> list[WorkerRow]:
+    """Workers of a host that did not say that they stopped."""
+    return list(session.scalars(select(WorkerRow).where(WorkerRow.host == host, WorkerRow.stopped_at.is_(None))))
+
+
+def take_lease(session: Session, name: str, holder: str, lease_s: float) -> bool:
+    """Get or keep a named lease; False while another holder's runs."""
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    values = {"name": name, "holder": holder, "expires_at": DatabaseNow() + lease_s}
+    statement = (
+        insert(LeaseRow)
+        .values(values)
+        .on_conflict_do_update(
+            index_elements=["name"],
+            set_=values,
+            where=(LeaseRow.holder == holder) | (LeaseRow.expires_at < DatabaseNow()),
+        )
+        .returning(LeaseRow.holder)
+    )
+    return session.scalar(statement) == holder
+
+
+def give_lease_back(session: Session, name: str, holder: str) -> None:
+    """End an own lease early, so that the next holder need not wait for it."""
+    session.execute(
+        update(LeaseRow).where(LeaseRow.name == name, LeaseRow.holder == holder).values(expires_at=DatabaseNow())
+    )

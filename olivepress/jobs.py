@@ -1,0 +1,185 @@
+"""States of step, job and attempt; who moves each; what a crash leaves behind. Pure.
+
+    step      who moves it
+    BLOCKED   submission makes it so.  -> QUEUED, SUCCEEDED (remembered key): whoever finished the last
+              predecessor, in the same transaction.  -> CANCELLED: the same, when a predecessor ended badly
+    QUEUED    -> RUNNING: a worker, by claim.  -> SUCCEEDED: whoever finished the other step with this key.
+              -> CANCELLED: the API
+    RUNNING   holds a lease and a fence.  -> SUCCEEDED, FAILED, CANCELLED: the worker that holds the fence, by
+              finish.  -> QUEUED (retry, `run_at` in the future), DEAD: that worker, or the scheduler's
+              rescue when the lease has run out
+    others    final; nobody moves them
+
+A crash of the API, the scheduler or Redis changes no row. A crash of a worker leaves RUNNING rows whose lease runs
+out; rescue queues them again under a new fence, so the late answer of the old worker is discarded. A step is
+therefore run at least once, and its result counts exactly once.
+
+A job's state is computed from its steps by `job_state` and stored beside them in the same transaction. A batch's
+state is computed from its jobs by `batch_state` and never stored.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any, NewType
+
+from olivepress.errors import IllegalTransition
+
+BatchId = NewType("BatchId", int)
+JobId = NewType("JobId", int)
+StepId = NewType("StepId", int)
+AttemptId = NewType("AttemptId", int)
+
+LEASE_S = 60.0
+HEARTBEAT_EVERY_S = LEASE_S / 3
+# Without a successful heartbeat for this long, a worker ends its own child: before anybody else may claim the step.
+SELF_FENCE_S = LEASE_S * 0.8
+MAX_ATTEMPTS = 3
+RETRY_BASE_S = 2.0
+RETRY_CAP_S = 300.0
+
+
+class StepKind(StrEnum):
+    """The units of a job, in the order in which they run."""
+
+    INGEST = "ingest"
+    CONVERT = "convert"
+    PACKAGE = "package"
+    VALIDATE = "validate"
+    PUBLISH = "publish"
+
+
+class StepState(StrEnum):
+    """Where a step is; the module's docstring says who moves it."""
+
+    BLOCKED = "blocked"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+class JobState(StrEnum):
+    """Where a job or a batch is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class AttemptOutcome(StrEnum):
+    """How one run of a step ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CRASHED = "crashed"
+    OUT_OF_MEMORY = "out_of_memory"
+    TIME_LIMIT = "time_limit"
+    CANCELLED = "cancelled"
+    LEASE_LOST = "lease_lost"
+    SHUTDOWN = "shutdown"
+
+
+class Verdict(StrEnum):
+    """What the gates say of an artifact."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+
+
+TRANSITIONS: dict[StepState, frozenset[StepState]] = {
+    StepState.BLOCKED: frozenset({StepState.QUEUED, StepState.SUCCEEDED, StepState.CANCELLED}),
+    StepState.QUEUED: frozenset({StepState.RUNNING, StepState.SUCCEEDED, StepState.CANCELLED}),
+    StepState.RUNNING: frozenset(
+        {StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED, StepState.QUEUED, StepState.DEAD}
+    ),
+    StepState.SUCCEEDED: frozenset(),
+    StepState.FAILED: frozenset(),
+    StepState.DEAD: frozenset(),
+    StepState.CANCELLED: frozenset(),
+}
+FINAL_STEP_STATES = frozenset(state for state, targets in TRANSITIONS.items() if not targets)
+FINAL_JOB_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+
+# One job: each step needs all steps before it. Part of a step's key, so raise a number when a step's code changes
+# what it writes for the same input.
+STEP_VERSIONS: dict[StepKind, int] = {
+    StepKind.INGEST: 1,
+    StepKind.CONVERT: 1,
+    StepKind.PACKAGE: 1,
+    StepKind.VALIDATE: 1,
+    StepKind.PUBLISH: 1,
+}
+STEP_ORDER: tuple[StepKind, ...] = tuple(StepKind)
+
+
+def check_transition(old: StepState, new: StepState) -> None:
+    """Hold a change of state against the table.
+
+    Raises:
+        IllegalTransition: the table does not have it.
+    """
+    if new not in TRANSITIONS[old]:
+        raise IllegalTransition(f"a step that is {old} cannot become {new}")
+
+
+def job_state(steps: Iterable[StepState], *, gate_failed: bool = False) -> JobState:
+    """The state of a job with these step states.
+
+    A failed gate is a succeeded validate with verdict failed: no step failed, and yet the job did.
+    """
+    states = list(steps)
+    if StepState.RUNNING in states:
+        # Also while a cancelled job's step is being ended.
+        return JobState.RUNNING
+    if gate_failed or any(state in (StepState.FAILED, StepState.DEAD) for state in states):
+        return JobState.FAILED
+    if any(state is StepState.CANCELLED for state in states):
+        return JobState.CANCELLED
+    if all(state is StepState.SUCCEEDED for state in states):
+        return JobState.SUCCEEDED
+    return JobState.RUNNING if StepState.SUCCEEDED in states else JobState.QUEUED
+
+
+def batch_state(jobs: Iterable[JobState]) -> JobState:
+    """The state of a batch with these job states: failed as soon as it is over and one of its jobs failed."""
+    states = list(jobs)
+    if all(state in FINAL_JOB_STATES for state in states):
+        for state in (JobState.FAILED, JobState.CANCELLED):
+            if state in states:
+                return state
+        return JobState.SUCCEEDED
+    return JobState.QUEUED if all(state is JobState.QUEUED for state in states) else JobState.RUNNING
+
+
+def step_key(kind: StepKind, inputs: dict[str, Any], spec: dict[str, Any], fingerprint: str) -> str:
+    """SHA-256 (hex) of everything that decides a step's result: the same key gives the same result.
+
+    Args:
+        kind: which step; its version in STEP_VERSIONS enters too.
+        inputs: digests of the artifacts and checkpoints that go in.
+        spec: what is asked, as JSON values; no path, name or time.
+        fingerprint: the toolchain of the worker.
+    """
+    return digest_of([kind.value, STEP_VERSIONS[kind], inputs, spec, fingerprint])
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value in canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def retry_delay_s(attempt: int, jitter: random.Random) -> float:
+    """Seconds to wait after the given attempt (1 is the first): exponential, capped, with full jitter.
+
+    Method: Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015), the equal-jitter form.
+    """
+    delay: float = min(RETRY_CAP_S, RETRY_BASE_S * 2.0 ** (attempt - 1))
+    return delay / 2 + jitter.uniform(0, delay / 2)

@@ -1,0 +1,185 @@
+"""The manifest of a batch: what people write in batch.yaml and what the API takes as JSON.
+
+In the file, `prompts` names a JSONL file beside the manifest; `load_manifest` reads it, so that what is sent holds the
+prompts themselves.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from olivepress.errors import BadManifest
+from olivepress.recipes import DEFAULT_RECIPE
+from olivepress.registry import LATEST
+
+MAX_CHECKPOINTS = 10_000
+HUB_PREFIX = "hf://"
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors: a misspelt key must not be ignored in silence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Message(Strict):
+    """One message of a chat."""
+
+    role: Annotated[str, Field(pattern="^(system|user|assistant)$")]
+    content: str
+
+
+class Expectation(Strict):
+    """What an answer must be; every part that is given must hold. `equals` ignores white space at both ends."""
+
+    equals: str | None = None
+    contains: str | None = None
+    regex: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "Expectation":
+        if self.equals is None and self.contains is None and self.regex is None:
+            raise ValueError("expect needs one of: equals, contains, regex")
+        if self.regex is not None:
+            try:
+                re.compile(self.regex)
+            except re.error as error:
+                raise ValueError(f"expect.regex is no regular expression: {error}") from None
+        return self
+
+
+class DomainPrompt(Strict):
+    """A question of the fine-tune's domain: one line of a prompts file."""
+
+    name: str | None = None
+    messages: list[Message] | None = None
+    prompt: str | None = None
+    expect: Expectation | None = None
+    max_new_tokens: Annotated[int, Field(ge=1, le=2048)] = 64
+
+    @model_validator(mode="after")
+    def _check(self) -> "DomainPrompt":
+        if bool(self.messages) == (self.prompt is not None):
+            raise ValueError("a domain prompt has either messages or prompt")
+        return self
+
+
+Prompts = Annotated[list[DomainPrompt], Field(max_length=1000)]
+Name = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class CheckpointEntry(Strict):
+    """One checkpoint of a batch, or a glob of them."""
+
+    path: Annotated[str, Field(min_length=1, max_length=4096)]
+    name: Name | None = None
+    base: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    prompts: Prompts | None = None
+
+
+class Manifest(Strict):
+    """Every checkpoint with every recipe: one job each."""
+
+    name: Name | None = None
+    team: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,62}$")] = "default"
+    recipes: Annotated[list[str], Field(min_length=1, max_length=20)] = [DEFAULT_RECIPE]
+    checkpoints: Annotated[list[CheckpointEntry], Field(min_length=1, max_length=MAX_CHECKPOINTS)]
+    prompts: Prompts | None = None
+    priority: Annotated[int, Field(ge=0, le=9)] = 5
+    """9 goes first."""
+    alias: str = LATEST
+    fresh: bool = False
+    """Validate anew even where the same artifact was validated before."""
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read a batch.yaml; checkpoint paths and prompts files are relative to it.
+
+    Raises:
+        BadManifest: the file is missing, is no YAML, or says something that a manifest cannot say.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadManifest(f"cannot read the manifest {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadManifest(f"{path} is no YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise BadManifest(f"{path} holds no manifest; it needs at least 'checkpoints:' with a list of paths")
+    folder = path.resolve().parent
+    entries = values.get("checkpoints")
+    if isinstance(entries, list):
+        values["checkpoints"] = [_resolved(entry, folder) for entry in entries]
+    if isinstance(values.get("prompts"), str):
+        values["prompts"] = read_prompts(folder / values["prompts"])
+    return parse_manifest(values, source=str(path))
+
+
+def parse_manifest(values: dict[str, Any], source: str = "the manifest") -> Manifest:
+    """A manifest from JSON values.
+
+    Raises:
+        BadManifest: names every key that is wrong.
+    """
+    try:
+        return Manifest.model_validate(values)
+    except ValidationError as error:
+        raise BadManifest(f"{source}: {describe(error)}") from None
+
+
+def read_prompts(path: Path) -> list[dict[str, Any]]:
+    """Domain prompts from a JSONL file, one JSON object a line; empty lines are skipped.
+
+    Raises:
+        BadManifest: the file is missing or a line is wrong (named by its number).
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadManifest(f"cannot read the prompts file {path}: {error}") from None
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            prompt = DomainPrompt.model_validate(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise BadManifest(f"{path} line {number} is no JSON: {error.msg}") from None
+        except ValidationError as error:
+            raise BadManifest(f"{path} line {number}: {describe(error)}") from None
+        prompts.append(prompt.model_dump(exclude_none=True))
+    if not prompts:
+        raise BadManifest(f"{path} holds no prompt; write one JSON object a line, with 'prompt' or 'messages'")
+    return prompts
+
+
+def describe(error: ValidationError) -> str:
+    """What is wrong where, in one line: `checkpoints.0.path: Field required; …`."""
+    parts = []
+    for item in error.errors()[:5]:
+        place = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "there is no such key"
+        parts.append(f"{place}: {message}" if place else message)
+    return "; ".join(parts)
+
+
+def _resolved(entry: Any, folder: Path) -> Any:
+    """A checkpoint entry with its paths made absolute and its prompts read; a bare string is a path."""
+    if isinstance(entry, str):
+        entry = {"path": entry}
+    if not isinstance(entry, dict):
+        return entry
+    entry = dict(entry)
+    for key in ("path", "base"):
+        value = entry.get(key)
+        if isinstance(value, str) and value and not value.startswith(HUB_PREFIX):
+            entry[key] = str(folder / Path(value).expanduser())
+    if isinstance(entry.get("prompts"), str):
+        entry["prompts"] = read_prompts(folder / entry["prompts"])
+    return entry

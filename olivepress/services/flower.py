@@ -1,0 +1,23 @@
+"""Flower on loopback behind a password, watching this stack's Celery."""
+
+import os
+
+from olivepress.errors import ServiceUnavailable
+from olivepress.queues import celery_app
+from olivepress.settings import Settings
+
+USER = "olivepress"
+
+
+def serve(settings: Settings) -> None:
+    """Run Flower until SIGTERM.
+
+    Raises:
+        ServiceUnavailable: no password is set; without one its pages would be open.
+    """
+    if settings.flower_password is None:
+        raise ServiceUnavailable("Flower needs a password; set OLIVEPRESS_FLOWER_PASSWORD")
+    # By environment: an argument would be seen by everybody on this machine.
+    os.environ["FLOWER_BASIC_AUTH"] = f"{USER}:{settings.flower_password.get_secret_value()}"
+    arguments = ["flower", "--address=127.0.0.1", f"--port={settings.flower_port}", "--inspect-timeout=2000"]
+    celery_app(settings).start([*arguments, "--logging=warning"])

@@ -1,0 +1,77 @@
+"""Use case: submit a batch. One transaction: batch, jobs and their steps; nothing is sent before it is committed."""
+
+import glob
+from dataclasses import dataclass
+from pathlib import Path
+
+from olivepress.database.batches import WantedJob, insert_batch, known_batch
+from olivepress.database.sessions import Database
+from olivepress.errors import BadManifest
+from olivepress.jobs import BatchId, JobId
+from olivepress.manifest import HUB_PREFIX, MAX_CHECKPOINTS, CheckpointEntry, Manifest
+from olivepress.recipes import Recipe, recipe_named
+from olivepress.registry import check_alias, model_name, name_from_directory
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A batch as it was accepted; `is_new` is False where the idempotency key named one that was there."""
+
+    batch_id: BatchId
+    job_ids: list[JobId]
+    is_new: bool = True
+
+
+def submit(database: Database, manifest: Manifest, roots: list[Path], idempotency_key: str | None = None) -> Submitted:
+    """Accept a batch: every checkpoint with every recipe.
+
+    Args:
+        roots: the only directories in which globs are expanded.
+        idempotency_key: the same key of the same team gives the batch that it gave first.
+
+    Raises:
+        BadManifest: a name cannot be used, two jobs would publish under one name, or a glob matches nothing.
+        UnknownRecipe: a recipe that does not exist.
+    """
+    check_alias(manifest.alias)
+    recipes = [recipe_named(name) for name in manifest.recipes]
+    entries = [expanded for entry in manifest.checkpoints for expanded in _expand(entry, roots)]
+    if len(entries) > MAX_CHECKPOINTS:
+        raise BadManifest(f"the batch has {len(entries)} checkpoints, the most is {MAX_CHECKPOINTS}; split it")
+    wanted = _named_jobs(entries, recipes)
+    with database.write() as session:
+        if idempotency_key and (known := known_batch(session, manifest.team, idempotency_key)):
+            return Submitted(*known, is_new=False)
+        return Submitted(*insert_batch(session, manifest, wanted, idempotency_key))
+
+
+def _expand(entry: CheckpointEntry, roots: list[Path]) -> list[CheckpointEntry]:
+    """The directories that a glob names. What lies outside the roots is left to ingest, which refuses it."""
+    if entry.path.startswith(HUB_PREFIX) or not glob.has_magic(entry.path) or Path(entry.path).exists():
+        return [entry]
+    fixed = Path(entry.path[: min(entry.path.find(char) for char in "*?[" if char in entry.path)])
+    if not any(fixed.resolve().is_relative_to(root.resolve()) for root in roots):
+        return [entry]
+    found = sorted(path for path in glob.glob(entry.path, recursive=True) if Path(path).is_dir())  # noqa: PTH207
+    if not found:
+        raise BadManifest(f"no directory matches '{entry.path}'; check the pattern")
+    if entry.name and len(found) > 1:
+        raise BadManifest(f"'{entry.path}' matches {len(found)} directories, which cannot all be named '{entry.name}'")
+    return [entry.model_copy(update={"path": path}) for path in found]
+
+
+def _named_jobs(entries: list[CheckpointEntry], recipes: list[Recipe]) -> list[WantedJob]:
+    wanted: list[WantedJob] = []
+    taken: dict[tuple[str, str], str] = {}
+    for entry in entries:
+        name = entry.name or name_from_directory(Path(entry.path.rstrip("/\\")).name)
+        for recipe in recipes:
+            other = taken.get((name, recipe.name))
+            taken[name, recipe.name] = entry.path
+            if other is not None:
+                raise BadManifest(
+                    f"'{entry.path}' and '{other}' would both become '{name}' by recipe '{recipe.name}'; "
+                    "give one of them another 'name', or leave one out"
+                )
+            wanted.append(WantedJob(entry, recipe, name, model_name(name, recipe.precision)))
+    return wanted

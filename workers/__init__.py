@@ -1,0 +1,1 @@
+"""The worker service: takes steps from the queue and runs each in a child of its own."""

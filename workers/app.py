@@ -1,0 +1,116 @@
+"""The worker service: Celery with a thread a slot, a warm forkserver beside it."""
+
+import signal
+import threading
+import time
+from typing import Any
+
+import structlog
+from celery.signals import worker_shutting_down
+
+from olivepress.database import workers as worker_rows
+from olivepress.database.sessions import Database
+from olivepress.database.steps import rescue
+from olivepress.errors import OlivepressError
+from olivepress.queues import Ring, celery_app, queue_name, redis_client
+from olivepress.settings import Settings
+from olivepress.store.directory import DirectoryStore
+from workers import host, tasks
+from workers.child_process import describe_toolchain, start_forkserver
+from workers.runtime import Runtime, watch_database
+from workers.workspace import worker_directory
+
+log = structlog.get_logger(__name__)
+
+
+def serve(settings: Settings) -> None:
+    """Run the worker until it is asked to end (SIGTERM); running steps get the grace, then go back to the queue."""
+    start_forkserver()
+    facts = host.describe(settings)
+    database = Database(settings.database)
+    _release_the_dead(database, facts.host)
+    with worker_directory(settings.workspaces, facts.id) as workspaces:
+        runtime = Runtime(
+            settings=settings,
+            database=database,
+            store=DirectoryStore(settings.store),
+            ring=Ring(redis_client(settings)),
+            offer=host.offer_of(facts),
+            workspaces=workspaces,
+        )
+        with database.write() as session:
+            worker_rows.register(session, facts)
+        log.info("worker_started", worker_id=facts.id, slots=facts.slots, pool=facts.pool)
+        stop = threading.Event()
+        threads = [
+            threading.Thread(target=watch_database, args=(runtime, stop), name="watch-database"),
+            threading.Thread(target=_warm_up, args=(runtime,), name="warm-up", daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            _consume(settings, runtime)
+        finally:
+            stop.set()
+            threads[0].join()
+            with database.write() as session:
+                worker_rows.stopped(session, facts.id)
+            database.dispose()
+            log.info("worker_stopped", worker_id=facts.id)
+
+
+def _consume(settings: Settings, runtime: Runtime) -> None:
+    app = celery_app(settings)
+    tasks.register(app, runtime)
+
+    def announce(**_: Any) -> None:
+        runtime.shutdown.set()
+
+    worker_shutting_down.connect(announce, weak=False)
+    worker = app.Worker(
+        pool="threads",
+        concurrency=settings.slots,
+        queues=[queue_name(settings.pool)],
+        hostname=f"{settings.pool}@%h",
+        without_gossip=True,
+        without_mingle=True,
+        loglevel="WARNING",
+        quiet=True,
+    )
+    worker.start()
+
+
+def _warm_up(runtime: Runtime) -> None:
+    """Wait for the forkserver's imports and note what the toolchain can build."""
+    started = time.monotonic()
+    try:
+        architectures = describe_toolchain()
+        with runtime.database.write() as session:
+            worker_rows.warmed(session, runtime.offer.worker_id, architectures)
+    except EOFError:
+        log.error("toolchain_broken", hint="the lines above say which import failed; see `olivepress doctor`")
+    except OlivepressError as error:
+        log.warning("warm_up_not_noted", error=str(error))
+    else:
+        log.info("worker_warm", seconds=round(time.monotonic() - started, 1), architectures=len(architectures))
+
+
+def _release_the_dead(database: Database, hostname: str) -> None:
+    """Workers of this host that were killed give their steps back now, not when the lease runs out.
+
+    Their children died with them (olivepress.lifetime), and the fence voids whatever might come late.
+    """
+    with database.write() as session:
+        dead = [row for row in worker_rows.on_host(session, hostname) if host.is_gone(row.pid, row.pid_started_at)]
+        if not dead:
+            return
+        taken = rescue(session, [row.id for row in dead])
+        for row in dead:
+            worker_rows.stopped(session, row.id)
+    log.info("dead_workers_released", workers=len(dead), steps=len(taken))
+
+
+def main(settings: Settings) -> None:
+    """Entry of `olivepress service worker`; SIGINT is left to whoever started us, as a terminal sends it to all."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    serve(settings)

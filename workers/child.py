@@ -1,0 +1,140 @@
+"""The warm child in which one step runs: a fork of the preloaded forkserver, in its own session.
+
+The worker imports this module too, to name `main`; nothing heavy is imported here, only in the child.
+"""
+
+import errno
+import logging
+import os
+import resource
+import sys
+import tempfile
+import traceback
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from olivepress.errors import DiskFull, OlivepressError, TransientError
+from olivepress.jobs import StepKind
+from olivepress.lifetime import die_with_parent
+from workers.steps.context import StepContext
+
+
+@dataclass(frozen=True)
+class ChildRequest:
+    """What a child is to do, and where."""
+
+    kind: StepKind
+    spec: dict[str, Any]
+    inputs: dict[str, Path]
+    output: Path
+    scratch: Path
+    log_file: Path
+    exclusive_lock: Path
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the step is: a phase, and the share (0 to 1) of the step that is done."""
+
+    phase: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Success:
+    """What the step returned."""
+
+    result: dict[str, Any]
+    cpu_s: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why the step ended without a result."""
+
+    error_class: str
+    message: str
+    may_retry: bool
+    cpu_s: float
+
+
+def main(connection: Connection, request: ChildRequest) -> None:
+    """Run the step and send Progress, then Success or Failure. Never returns."""
+    os.setsid()
+    die_with_parent(_forkserver_pid())
+    _enter(request)
+    try:
+        answer: Success | Failure = _run(connection, request)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        connection.send(answer)
+        connection.close()
+    finally:
+        # The libraries' threads and exit handlers have nothing left to do that anybody would miss.
+        os._exit(0)
+
+
+def describe(connection: Connection) -> None:
+    """Send what this toolchain can build: the first child of a worker, which also proves that it is warm."""
+    os.setsid()
+    die_with_parent(_forkserver_pid())
+    try:
+        connection.send(import_module("workers.toolchains.architecture").supported_architectures())
+    finally:
+        os._exit(0)
+
+
+def _run(connection: Connection, request: ChildRequest) -> Success | Failure:
+    context = StepContext(
+        output=request.output,
+        scratch=request.scratch,
+        exclusive_lock=request.exclusive_lock,
+        inputs=request.inputs,
+        report_progress=lambda phase, share: connection.send(Progress(phase, share)),
+    )
+    try:
+        step = import_module(f"workers.steps.{request.kind.value}")
+        return Success(step.run(request.spec, context), _cpu_s())
+    except OlivepressError as error:
+        logging.getLogger(__name__).error("%s: %s", type(error).__name__, error)
+        return Failure(type(error).__name__, str(error), isinstance(error, TransientError), _cpu_s())
+    except Exception as error:  # The edge of the process: anything else is a bug, shown whole in the log.
+        traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"no room is left in the workspace {request.scratch.parent}; free some disk space"
+            return Failure(DiskFull.__name__, message, True, _cpu_s())
+        message = f"{type(error).__name__}: {error}; this is not an error that olivepress knows: see the attempt's log"
+        return Failure(type(error).__name__, message, True, _cpu_s())
+
+
+def _forkserver_pid() -> int:
+    pid: int = import_module("workers.preload").FORKSERVER_PID
+    return pid
+
+
+def _enter(request: ChildRequest) -> None:
+    """Make the attempt's scratch directory the whole world of the libraries, and its log file their console."""
+    log = os.open(request.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)
+    os.chdir(request.scratch)
+    places = {"HOME": "home", "TMPDIR": "tmp", "XDG_CACHE_HOME": "cache", "HF_HOME": "hub", "OLIVE_CACHE_DIR": "olive"}
+    for variable, name in places.items():
+        place = request.scratch / name
+        place.mkdir(exist_ok=True)
+        os.environ[variable] = str(place)
+    tempfile.tempdir = str(request.scratch / "tmp")
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+
+
+def _cpu_s() -> float:
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    )

@@ -1,0 +1,55 @@
+"""Whether the checkpoint's files are still the ones that were ingested."""
+
+from pathlib import Path
+from typing import Any
+
+from olivepress.checkpoints import adapter_base, file_identity
+
+from olivepress.errors import CheckpointChanged
+from olivepress.jobs import StepKind
+from olivepress.steps import Done, JobFacts
+
+READS_CHECKPOINT = frozenset({StepKind.INGEST, StepKind.CONVERT})
+RESULT_KEY = "file_identity"
+
+
+class CheckpointWatch:
+    """Identity (by stat, not content) of the files that a step reads, before and after it read them."""
+
+    def __init__(self, kind: StepKind, job: JobFacts, done: Done) -> None:
+        self._is_active = kind in READS_CHECKPOINT
+        self._path = Path(job.checkpoint_path)
+        self._base = base_of(job)
+        self._expected: str | None = None
+        if kind is StepKind.CONVERT:
+            self._expected = done[StepKind.INGEST].result.get(RESULT_KEY)
+
+    def settled_identity(self) -> str | None:
+        """The identity under which ingest is remembered; None while files are so new that a change could hide."""
+        return file_identity(self._path, self._base, settled=True)
+
+    def check(self) -> None:
+        """Compare with what was seen first.
+
+        Raises:
+            CheckpointChanged: the files are not the same any more.
+        """
+        if not self._is_active:
+            return
+        now = file_identity(self._path, self._base)
+        if self._expected is None:
+            self._expected = now
+        if now != self._expected:
+            raise CheckpointChanged(
+                f"the files in {self._path} (or its base) changed after they were submitted; let the training "
+                "or copying finish, then submit again"
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """What goes into an ingest's result, for the convert after it to hold the files against."""
+        return {RESULT_KEY: self._expected} if self._is_active else {}
+
+
+def base_of(job: JobFacts) -> Path | None:
+    """The base of an adapter: the one that the job names, else the local directory that the adapter itself names."""
+    return Path(job.base_path) if job.base_path else adapter_base(Path(job.checkpoint_path))

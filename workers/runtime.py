@@ -1,0 +1,49 @@
+"""What all attempts of one worker share, and the thread that keeps its view of the database fresh."""
+
+import contextlib
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from olivepress.database import steps
+from olivepress.database.sessions import Database
+from olivepress.database.steps import Offer
+from olivepress.database.workers import SEEN_EVERY_S, seen
+from olivepress.errors import ServiceUnavailable
+from olivepress.queues import Ring
+from olivepress.settings import Settings
+from olivepress.store.directory import DirectoryStore
+
+POLL_CANCELLED_EVERY_S = 1.0
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Runtime:
+    """The worker's connections, what it offers, and the flags that its attempts look at."""
+
+    settings: Settings
+    database: Database
+    store: DirectoryStore
+    ring: Ring
+    offer: Offer
+    workspaces: Path
+    shutdown: threading.Event = field(default_factory=threading.Event)
+    cancelled: set[int] = field(default_factory=set)
+    """Ids of running steps whose job somebody cancelled; replaced, never changed, by `watch_database`."""
+
+
+def watch_database(runtime: Runtime, stop: threading.Event) -> None:
+    """Poll cancel flags every second, one query for all attempts, and say now and then that this worker lives."""
+    beats = 0
+    while not stop.wait(POLL_CANCELLED_EVERY_S):
+        # An outage is the attempts' business: they end their own children when it lasts too long.
+        with contextlib.suppress(ServiceUnavailable):
+            with runtime.database.read() as session:
+                runtime.cancelled = steps.cancelled_steps(session, runtime.offer.worker_id)
+            if beats % int(SEEN_EVERY_S / POLL_CANCELLED_EVERY_S) == 0:
+                with runtime.database.write() as session:
+                    seen(session, runtime.offer.worker_id)
+        beats += 1
