@@ -86,13 +86,6 @@ class AttemptOutcome(StrEnum):
     SHUTDOWN = "shutdown"
 
 
-class Verdict(StrEnum):
-    """What the gates say of an artifact."""
-
-    PASSED = "passed"
-    FAILED = "failed"
-
-
 TRANSITIONS: dict[StepState, frozenset[StepState]] = {
     StepState.BLOCKED: frozenset({StepState.QUEUED, StepState.SUCCEEDED, StepState.CANCELLED}),
     StepState.QUEUED: frozenset({StepState.RUNNING, StepState.SUCCEEDED, StepState.CANCELLED}),

@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from functools import cached_property
 from pathlib import Path
 
 from platformdirs import user_data_path
@@ -45,27 +44,27 @@ class Settings(BaseSettings):
     signal_again_after_s: float = Field(default=15.0, gt=0)
     log_format: str = Field(default="text", pattern="^(text|json)$")
 
-    @cached_property
+    @property
     def database(self) -> str:
         """SQLAlchemy URL; SQLite in the data directory unless set."""
         return self.database_url or f"sqlite:///{self.data_dir / 'olivepress.sqlite'}"
 
-    @cached_property
+    @property
     def store(self) -> Path:
         """Root of the directory store."""
         return self.store_dir or self.data_dir / "store"
 
-    @cached_property
+    @property
     def workspaces(self) -> Path:
         """Where attempts work; emptied after each."""
         return self.workspace_dir or self.data_dir / "workspaces"
 
-    @cached_property
+    @property
     def exclusive_lock(self) -> Path:
         """The file whose flock gives this host to one timed measure at a time, whichever stack it belongs to."""
         return Path(tempfile.gettempdir()) / f"olivepress-{os.getuid() if hasattr(os, 'getuid') else 'host'}.timed.lock"
 
-    @cached_property
+    @property
     def roots(self) -> list[Path]:
         """Directories under which checkpoints may lie."""
         return [Path(part).expanduser() for part in self.checkpoint_roots.split(os.pathsep) if part]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import structlog
 
-from olivepress.database import steps
+from olivepress.database import steps, unblocking
 from olivepress.database.steps import Claim, Ending
 from olivepress.errors import OlivepressError, ServiceUnavailable, TransientError
 from olivepress.jobs import AttemptOutcome, StepId, StepKind
@@ -63,8 +63,8 @@ class Attempt:
         self._runtime = runtime
         self._lease = Lease(held, runtime)
         with runtime.database.read() as session:
-            self._job = steps.job_facts(session, held.job_id)
-            self._done = steps.done_steps(session, held.job_id)
+            self._job = unblocking.job_facts(session, held.job_id)
+            self._done = unblocking.done_steps(session, held.job_id)
 
     def run(self) -> AttemptOutcome:
         """See the step through and write how it ended.
@@ -80,6 +80,9 @@ class Attempt:
             raise
         except OlivepressError as error:
             return self._fail(Ended(ending_of(error), may_retry=isinstance(error, TransientError)))
+        except Exception as error:  # The edge of the thread: a bug or a broken disk must not wait for the lease's end.
+            log.exception("attempt_broke", step_id=self._held.step_id)
+            return self._fail(Ended(ending_of(error), may_retry=True))
 
     def _run_step(self) -> AttemptOutcome:
         watch = CheckpointWatch(self._held.kind, self._job, self._done)
@@ -101,17 +104,25 @@ class Attempt:
         result = StepResult(ended.result | watch.facts(), artifact)
         with runtime.database.write() as session:
             is_ours = steps.succeed(
-                session, self._held, result, runtime.offer, ending=ended.ending, remember_as=remember_as
+                session,
+                self._held,
+                result,
+                runtime.offer,
+                runtime.store.has,
+                ending=ended.ending,
+                remember_as=remember_as,
             )
         return _written(is_ours, AttemptOutcome.SUCCEEDED)
 
     def _recall(self, key: str) -> AttemptOutcome | None:
         with self._runtime.database.write() as session:
-            known = steps.recall(session, key)
+            known = unblocking.recall(session, key, self._runtime.store.has)
             if known is None:
                 return None
             result = StepResult(known.result, known.artifact_digest)
-            is_ours = steps.succeed(session, self._held, result, self._runtime.offer, reused_step_id=known.step_id)
+            is_ours = steps.succeed(
+                session, self._held, result, self._runtime.offer, self._runtime.store.has, reused_step_id=known.step_id
+            )
         return _written(is_ours, AttemptOutcome.SUCCEEDED)
 
     def _publish(self) -> AttemptOutcome:
@@ -122,7 +133,7 @@ class Attempt:
                 {"model": published.model_name, "number": published.number, "is_new": published.is_new},
                 published.artifact_digest,
             )
-            if not steps.succeed(session, self._held, result, runtime.offer):
+            if not steps.succeed(session, self._held, result, runtime.offer, runtime.store.has):
                 # Roll back: the version and the number are not ours to give.
                 raise LeaseLost("the lease ran out before the publication was written")
         return AttemptOutcome.SUCCEEDED

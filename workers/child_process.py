@@ -9,8 +9,8 @@ from multiprocessing.connection import Connection
 
 import psutil
 
-from workers import child
 from olivepress.lifetime import WORKER_PID_VARIABLE
+from workers import child
 
 PRELOAD = ["workers.preload"]
 # Before any import of the libraries: afterwards they have read their environment. CI=true silences the Foundry runtime.

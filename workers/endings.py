@@ -23,9 +23,12 @@ class Ended:
     may_retry: bool = False
 
 
-def ending_of(error: OlivepressError) -> Ending:
+def ending_of(error: Exception) -> Ending:
     """An error that the worker itself met."""
-    return Ending(AttemptOutcome.FAILED, error_class=type(error).__name__, error_message=str(error))
+    message = str(error)
+    if not isinstance(error, OlivepressError):
+        message = f"the worker met {type(error).__name__}: {error}; its log has the details"
+    return Ending(AttemptOutcome.FAILED, error_class=type(error).__name__, error_message=message)
 
 
 def failed(message: Failure) -> Ended:

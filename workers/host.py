@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from olivepress.database.steps import Offer
+from olivepress.database.unblocking import Offer
 from olivepress.database.workers import WorkerFacts
 from olivepress.jobs import digest_of
 from olivepress.settings import Settings

@@ -9,7 +9,7 @@ import structlog
 
 from olivepress.database import steps
 from olivepress.database.sessions import Database
-from olivepress.database.steps import Offer
+from olivepress.database.unblocking import Offer
 from olivepress.database.workers import SEEN_EVERY_S, seen
 from olivepress.errors import ServiceUnavailable
 from olivepress.queues import Ring

@@ -1,4 +1,4 @@
-"""The Celery tasks: one a step kind, one line each. A message carries a step id."""
+"""The Celery tasks: one a step kind, all alike. A message carries a step id."""
 
 from celery import Celery
 
@@ -10,5 +10,9 @@ from workers.runtime import Runtime
 
 def register(app: Celery, runtime: Runtime) -> None:
     """Bind the tasks to this worker's runtime."""
+
+    def run_step(step_id: int) -> None:
+        attempt.run(StepId(step_id), runtime)
+
     for kind in StepKind:
-        app.task(name=task_name(kind))(lambda step_id: attempt.run(StepId(step_id), runtime))
+        app.task(name=task_name(kind), shared=False)(run_step)

@@ -21,7 +21,7 @@ app = typer.Typer(
 @app.command()
 def api() -> None:
     """Serve the REST API."""
-    _run("api.app")
+    _run("api.serve")
 
 
 @app.command()
@@ -87,6 +87,8 @@ def _configure_logging(settings: Settings) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for noisy in ("httpx", "alembic", "celery", "kombu", "uvicorn.access", "tornado.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # It warns of every question that a worker which is just starting does not answer.
+    logging.getLogger("flower.inspector").setLevel(logging.ERROR)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.stdlib.BoundLogger,

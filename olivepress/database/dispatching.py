@@ -60,7 +60,7 @@ def next_signals(session: Session, pool: str, slots: int, again_after_s: float) 
         .order_by(StepRow.priority.desc(), StepRow.position.desc(), StepRow.id)
         .limit(room)
     )
-    rows = session.execute(query).tuples().all()
+    rows = session.execute(query).all()
     session.execute(update(StepRow).where(StepRow.id.in_([row.id for row, _ in rows])).values(signaled_at=now))
     return [
         Signal(StepId(row.id), StepKind(row.kind), row.pool, f"job {row.job_id}, {model_name}")

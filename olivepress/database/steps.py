@@ -15,30 +15,12 @@ from sqlalchemy.orm import Session, aliased
 
 from olivepress import jobs
 from olivepress.database.sessions import DatabaseNow
-from olivepress.database.tables import AttemptRow, JobRow, PromptSetRow, RememberedRow, StepRow
-from olivepress.errors import GateFailed
-from olivepress.jobs import AttemptOutcome, StepId, StepKind, StepState, Verdict
-from olivepress.recipes import Recipe
-from olivepress.steps import Done, JobFacts, StepResult, key_of
+from olivepress.database.tables import AttemptRow, JobRow, RememberedRow, StepRow
+from olivepress.database.unblocking import HasArtifact, Offer, advance, cancel_waiting, refresh_job
+from olivepress.jobs import AttemptOutcome, StepId, StepKind, StepState
+from olivepress.steps import StepResult
 
 _jitter = random.Random()
-
-
-@dataclass(frozen=True)
-class Offer:
-    """What a worker can run: its pool, and the toolchain fingerprints under which keys may be fixed."""
-
-    worker_id: str
-    pool: str
-    fingerprint: str
-    timed_fingerprint: str
-    """The toolchain on this class of hardware: what a measurement depends on."""
-
-    def fingerprint_for(self, kind: StepKind) -> str | None:
-        """The fingerprint that enters a step's key; None where the result does not depend on the toolchain."""
-        if kind in (StepKind.INGEST, StepKind.PUBLISH):
-            return None
-        return self.timed_fingerprint if kind is StepKind.VALIDATE else self.fingerprint
 
 
 @dataclass(frozen=True)
@@ -140,36 +122,12 @@ def cancelled_steps(session: Session, worker_id: str) -> set[int]:
     return set(session.scalars(query))
 
 
-def job_facts(session: Session, job_id: int) -> JobFacts:
-    """What the steps of a job need to know of it."""
-    job = session.get_one(JobRow, job_id)
-    prompts = session.get_one(PromptSetRow, job.prompts_digest).prompts if job.prompts_digest else []
-    return JobFacts(
-        batch_id=job.batch_id,
-        checkpoint_path=job.checkpoint_path,
-        base_path=job.base_path,
-        recipe=Recipe.from_dict(job.recipe),
-        prompts=prompts,
-        prompts_digest=job.prompts_digest,
-    )
-
-
-def done_steps(session: Session, job_id: int) -> Done:
-    """The results of a job's succeeded steps."""
-    rows = session.scalars(select(StepRow).where(StepRow.job_id == job_id, StepRow.state == StepState.SUCCEEDED))
-    return {StepKind(row.kind): StepResult(row.result or {}, row.artifact_digest) for row in rows}
-
-
-def recall(session: Session, key: str) -> RememberedRow | None:
-    """What this key gave before."""
-    return session.get(RememberedRow, key)
-
-
 def succeed(
     session: Session,
     held: Claim,
     result: StepResult,
     offer: Offer,
+    has_artifact: HasArtifact,
     *,
     ending: Ending | None = None,
     remember_as: str | None = None,
@@ -194,7 +152,7 @@ def succeed(
     if held.key:
         touched |= _complete_twins(session, held, result)
     for job_id in sorted(touched):
-        advance(session, job_id, offer)
+        advance(session, job_id, offer, has_artifact)
     return True
 
 
@@ -226,7 +184,7 @@ def fail(session: Session, held: Claim, ending: Ending, *, may_retry: bool) -> b
         return False
     _end_attempt(session, held, ending)
     if values["state"] is not StepState.QUEUED:
-        _cancel_waiting(session, held.job_id)
+        cancel_waiting(session, held.job_id)
         _note_error(session, held.job_id, held.kind, ending)
     refresh_job(session, held.job_id)
     return True
@@ -238,7 +196,7 @@ def cancel_running(session: Session, held: Claim, ending: Ending) -> bool:
     if _count(session.execute(update(StepRow).where(_held(held)).values(**values))) != 1:
         return False
     _end_attempt(session, held, ending)
-    _cancel_waiting(session, held.job_id)
+    cancel_waiting(session, held.job_id)
     refresh_job(session, held.job_id)
     return True
 
@@ -264,7 +222,7 @@ def hand_back(session: Session, held: Claim, ending: Ending) -> bool:
 def cancel_job(session: Session, job_id: int) -> None:
     """Ask for the end of a job: waiting steps are cancelled now, a running one by its worker."""
     session.execute(update(JobRow).where(JobRow.id == job_id).values(cancel_requested=True))
-    _cancel_waiting(session, job_id)
+    cancel_waiting(session, job_id)
     refresh_job(session, job_id)
 
 
@@ -294,46 +252,6 @@ def rescue(session: Session, worker_ids: list[str] | None = None) -> list[int]:
     return rescued
 
 
-def advance(session: Session, job_id: int, offer: Offer) -> None:
-    """Unblock the next step of a job: from memory as far as the keys are known, then queued."""
-    job = session.get_one(JobRow, job_id)
-    facts, done = job_facts(session, job_id), done_steps(session, job_id)
-    blocked = session.scalars(
-        select(StepRow).where(StepRow.job_id == job_id, StepRow.state == StepState.BLOCKED).order_by(StepRow.position)
-    ).all()
-    for row in blocked:
-        kind = StepKind(row.kind)
-        is_waiting = any(before not in done for before in jobs.STEP_ORDER[: row.position])
-        if is_waiting or _stopped_by_gate(session, job, done):
-            break
-        fingerprint = offer.fingerprint_for(kind)
-        row.key, row.fingerprint = key_of(kind, facts, done, fingerprint or ""), fingerprint
-        known = recall(session, row.key) if row.key else None
-        if known is None or (job.is_fresh and kind is StepKind.VALIDATE):
-            _move(row, StepState.QUEUED)
-            row.run_at = session.scalar(select(DatabaseNow())) or 0.0
-            break
-        _move(row, StepState.SUCCEEDED)
-        row.result, row.artifact_digest, row.reused_step_id = known.result, known.artifact_digest, known.step_id
-        row.started_at = row.finished_at = session.scalar(select(DatabaseNow()))
-        done[kind] = StepResult(known.result, known.artifact_digest)
-    _stopped_by_gate(session, job, done)
-    session.flush()
-    refresh_job(session, job_id)
-
-
-def refresh_job(session: Session, job_id: int) -> None:
-    """Compute a job's state from its steps and store it."""
-    session.flush()
-    job = session.get_one(JobRow, job_id, populate_existing=True)
-    states = [StepState(state) for state in session.scalars(select(StepRow.state).where(StepRow.job_id == job_id))]
-    state = jobs.job_state(states, gate_failed=job.error_class == GateFailed.__name__)
-    job.state = state
-    if state in jobs.FINAL_JOB_STATES and job.finished_at is None:
-        job.finished_at = session.scalar(select(DatabaseNow()))
-    session.flush()
-
-
 def _held(held: Claim) -> ColumnElement[bool]:
     return and_(StepRow.id == held.step_id, StepRow.fence == held.fence, StepRow.state == StepState.RUNNING)
 
@@ -341,11 +259,6 @@ def _held(held: Claim) -> ColumnElement[bool]:
 def _count(result: Any) -> int:
     assert isinstance(result, CursorResult)
     return result.rowcount
-
-
-def _move(row: StepRow, new: StepState) -> None:
-    jobs.check_transition(StepState(row.state), new)
-    row.state = new
 
 
 def _success_values(result: StepResult, reused_step_id: int | None) -> dict[str, Any]:
@@ -407,34 +320,8 @@ def _complete_twins(session: Session, held: Claim, result: StepResult) -> set[in
     return set(session.scalars(change))
 
 
-def _cancel_waiting(session: Session, job_id: int) -> None:
-    session.execute(
-        update(StepRow)
-        .where(StepRow.job_id == job_id, StepRow.state.in_([StepState.BLOCKED, StepState.QUEUED]))
-        .values(state=StepState.CANCELLED, finished_at=DatabaseNow())
-    )
-
-
 def _note_error(session: Session, job_id: int, kind: StepKind, ending: Ending) -> None:
     message = f"{kind}: {ending.error_message}"
     session.execute(
         update(JobRow).where(JobRow.id == job_id).values(error_class=ending.error_class, error_message=message)
     )
-
-
-def _stopped_by_gate(session: Session, job: JobRow, done: Done) -> bool:
-    """True if the artifact was measured and is not good enough: the job ends with the gates that failed."""
-    validated = done.get(StepKind.VALIDATE)
-    if validated is None or validated.result["verdict"] == Verdict.PASSED:
-        return False
-    failed = [gate for gate in validated.result["report"]["gates"] if gate["verdict"] == Verdict.FAILED]
-    job.error_class = GateFailed.__name__
-    job.error_message = "validate: gate failed: " + "; ".join(_gate_text(gate) for gate in failed)
-    session.flush()
-    _cancel_waiting(session, job.id)
-    return True
-
-
-def _gate_text(gate: dict[str, Any]) -> str:
-    text = f"{gate['name']} is {gate['figure']}, the limit {gate['limit']}"
-    return f"{text} ({gate['note']})" if gate.get("note") else text

@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 
 from olivepress.database.migrations import upgrade
 from olivepress.database.sessions import Database
-from olivepress.errors import ServiceUnavailable
+from olivepress.errors import ServiceUnavailable, TransientError
 from olivepress.services import redis as embedded_redis
 from olivepress.services.flower import USER as FLOWER_USER
 from olivepress.settings import Settings
@@ -39,7 +39,7 @@ STABLE_AFTER_S = 60.0
 STOP_ORDER = ("worker", "flower", "api", "scheduler", "redis")
 
 
-class PartDied(ServiceUnavailable):
+class PartDied(TransientError):
     """A part of the stack ended by itself."""
 
 
@@ -164,10 +164,16 @@ class Stack:
         configuration = embedded_redis.write_configuration(data_dir, socket_file, redis_password)
         self._add("redis", [str(embedded_redis.server_binary()), str(configuration)])
         self._wait_for("redis", lambda: _redis_answers(socket_file, redis_password))
-        for service in ("worker", "scheduler", "api", "flower"):
-            self._add(service, [sys.executable, "-m", "olivepress", "service", service])
+        self._add_service("api")
+        self._add_service("scheduler")
+        # The worker's imports keep two cores busy for a while: what people wait for comes first.
         self._wait_for("api", lambda: _http_answers(f"{self._access.url}/healthz"))
+        self._add_service("worker")
+        self._add_service("flower")
         self._closing.enter_context(_server_file(data_dir / SERVER_FILE, self._access))
+
+    def _add_service(self, name: str) -> None:
+        self._add(name, [sys.executable, "-m", "olivepress", "service", name])
 
     def _add(self, name: str, command: list[str]) -> None:
         part = Part(name, command, self._data_dir / "logs" / f"{name}.log")

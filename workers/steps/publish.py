@@ -6,16 +6,14 @@ from typing import Any
 
 from olivepress.database.sessions import Session
 from olivepress.database.versions import Publication, Published, PublishedJob, publish_version, published_job
-from olivepress.foundry import inference_model_json
+from olivepress.foundry import INFERENCE_MODEL_FILE, SUMS_FILE, fitting, inference_model_json, sums_text
 from olivepress.jobs import StepKind, digest_of
 from olivepress.recipes import Recipe
 from olivepress.steps import Done
 from olivepress.store.directory import DirectoryStore
 from olivepress.store.manifest import Manifest
 
-INFERENCE_MODEL = "inference_model.json"
-PROVENANCE = "olivepress.json"
-CHECKSUMS = "SHA256SUMS"
+PROVENANCE_FILE = "olivepress.json"
 
 
 def publish(session: Session, store: DirectoryStore, job_id: int, done: Done) -> Published:
@@ -53,17 +51,16 @@ def _overlay(
         number=number,
         description=f"{job.checkpoint_name} at {recipe.precision.value}, by recipe {recipe.name} v{recipe.version}",
         prompt_template=done[StepKind.PACKAGE].result["prompt_template"],
-        foundry=recipe.foundry,
+        foundry=fitting(recipe.foundry, done[StepKind.INGEST].result["context_length"]),
     )
     files = {
-        INFERENCE_MODEL: _json(description),
-        PROVENANCE: _json(provenance | {"model": job.model_name, "version": number}),
+        INFERENCE_MODEL_FILE: _json(description),
+        PROVENANCE_FILE: _json(provenance | {"model": job.model_name, "version": number}),
     }
     sums = {file.path: file.sha256 for file in package.files} | {
         path: hashlib.sha256(content).hexdigest() for path, content in files.items()
     }
-    lines = [f"{digest}  {path}\n" for path, digest in sorted(sums.items())]
-    return files | {CHECKSUMS: "".join(lines).encode()}
+    return files | {SUMS_FILE: sums_text(sums).encode()}
 
 
 def _provenance(job: PublishedJob, done: Done, report: dict[str, Any]) -> dict[str, Any]:

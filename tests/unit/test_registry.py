@@ -1,0 +1,38 @@
+"""Names of models, aliases and versions."""
+
+import pytest
+
+from olivepress.errors import BadManifest
+from olivepress.recipes import Precision
+from olivepress.registry import check_model_name, model_name, name_from_directory, parse_reference
+
+
+def test_a_model_is_named_after_its_checkpoint_and_precision() -> None:
+    assert model_name("support-en", Precision.INT4) == "support-en-int4"
+
+
+@pytest.mark.parametrize("name", ["", "Support", "a b", "a/b", "-a", "a.", "a:1", "a..b", "x" * 101, "con", "nul.x", "ä"])
+def test_a_name_that_a_file_system_could_not_hold_is_refused(name: str) -> None:
+    with pytest.raises(BadManifest, match="cannot be a model name"):
+        check_model_name(name)
+
+
+@pytest.mark.parametrize(
+    ("directory", "name"),
+    [("Support EN", "support-en"), ("checkpoint-500", "checkpoint-500"), ("..", "checkpoint"), ("Läufe", "l-ufe")],
+)
+def test_a_folder_gives_a_legal_name(directory: str, name: str) -> None:
+    assert name_from_directory(directory) == name
+    check_model_name(name)
+
+
+def test_a_version_is_named_by_number_by_alias_or_as_the_latest() -> None:
+    assert parse_reference("m:3").number == 3
+    assert parse_reference("m@production").alias == "production"
+    assert parse_reference("m").alias == "latest"
+
+
+@pytest.mark.parametrize("text", ["m:", "m:0", "m:01", "m:x", "m@", "m@A", ":3"])
+def test_what_names_no_version_is_refused(text: str) -> None:
+    with pytest.raises(BadManifest):
+        parse_reference(text)
