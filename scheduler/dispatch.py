@@ -30,5 +30,5 @@ def dispatch(database: Database, app: Celery, signal_again_after_s: float) -> in
                 forget_signals(session, [unsent.step_id for unsent in signals[sent:]])
             return sent
     if signals:
-        log.info("signalled", steps=[signal.step_id for signal in signals])
+        log.debug("signalled", steps=[signal.step_id for signal in signals])
     return len(signals)

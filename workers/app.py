@@ -3,10 +3,12 @@
 import signal
 import threading
 import time
+import warnings
 from typing import Any
 
 import structlog
-from celery.signals import worker_shutting_down
+from celery.platforms import SecurityWarning
+from celery.signals import setup_logging, worker_shutting_down
 
 from olivepress.database import workers as worker_rows
 from olivepress.database.sessions import Database
@@ -66,7 +68,13 @@ def _consume(settings: Settings, runtime: Runtime) -> None:
     def announce(**_: Any) -> None:
         runtime.shutdown.set()
 
+    def leave_logging_alone(**_: Any) -> None:
+        """With a receiver of this signal Celery configures no logging of its own."""
+
     worker_shutting_down.connect(announce, weak=False)
+    setup_logging.connect(leave_logging_alone, weak=False)
+    # It warns of root because of pickle; only JSON is accepted here, and containers run as root.
+    warnings.simplefilter("ignore", SecurityWarning)
     worker = app.Worker(
         pool="threads",
         concurrency=settings.slots,
@@ -74,7 +82,6 @@ def _consume(settings: Settings, runtime: Runtime) -> None:
         hostname=f"{settings.pool}@%h",
         without_gossip=True,
         without_mingle=True,
-        loglevel="WARNING",
         quiet=True,
     )
     worker.start()

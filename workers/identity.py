@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from olivepress.checkpoints import adapter_base, file_identity
+from olivepress.checkpoint_files import adapter_base, file_identity
 from olivepress.errors import CheckpointChanged
 from olivepress.jobs import StepKind
 from olivepress.steps import Done, JobFacts

@@ -1,7 +1,7 @@
 """All services of one machine with their embedded parts: start, watch, restart, stop, and leave no process behind.
 
 part        STARTING ─ answers ─► READY ─ ends by itself ─► restarted, or the stack stops
-the stack   stop(): SIGTERM to each part in the order that lets work be handed back, SIGKILL after the grace.
+the stack   stop(): SIGTERM to all services, so that work is handed back, SIGKILL after the grace; then Redis.
             A kill -9 of this process ends the parts through the kernel (`olivepress.lifetime`).
 """
 
@@ -35,8 +35,8 @@ START_WITHIN_S = 60.0
 STOP_WITHIN_S = 10.0
 RESTARTS_IN_A_ROW = 5
 STABLE_AFTER_S = 60.0
-# The worker first: it hands its steps back while Redis and the database are there.
-STOP_ORDER = ("worker", "flower", "api", "scheduler", "redis")
+# All services at once, then Redis: they stop without noise while it is there.
+STOP_LAST = "redis"
 
 
 class PartDied(TransientError):
@@ -124,9 +124,10 @@ class Stack:
 
     def stop(self) -> None:
         """End all parts and everything they started; safe to call again."""
-        for name in STOP_ORDER:
-            if part := self._parts.pop(name, None):
-                _end(part)
+        last = self._parts.pop(STOP_LAST, None)
+        _end_all([*self._parts.values()])
+        self._parts.clear()
+        _end_all([last] if last else [])
         self._closing.close()
 
     def _start(self) -> None:
@@ -206,18 +207,19 @@ class Stack:
             time.sleep(0.05)
 
 
-def _end(part: Part) -> None:
-    """SIGTERM, then SIGKILL to its whole session after the grace."""
-    process = part.process
-    if process is None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(STOP_WITHIN_S)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _end_all(parts: list[Part]) -> None:
+    """SIGTERM to all, then SIGKILL to the whole session of each after the grace."""
+    processes = [part.process for part in parts if part.process is not None]
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+    deadline = time.monotonic() + STOP_WITHIN_S
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.1, deadline - time.monotonic()))
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,147 @@
+"""How the stack is: the open health check, the administrator's check of every part, recipes and workers."""
+
+import shutil
+from collections.abc import Callable
+
+import httpx
+from fastapi import APIRouter, Response
+from redis.exceptions import RedisError
+
+import olivepress
+from api.routes import Parts, Stack
+from api.schemas import Check, CheckStatus, Health, HealthStatus, Recipe, Worker
+from olivepress import recipes
+from olivepress.database import views
+from olivepress.database.tables import Json
+from olivepress.errors import OlivepressError, ServiceUnavailable
+from olivepress.queues import redis_client
+
+open_router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"])
+FLOWER_TIMEOUT_S = 2.0
+BUILDER = "onnxruntime-genai"
+LOW_DISK_BYTES = 5 * 10**9
+
+
+@open_router.get("/healthz", summary="Is the stack alive?", responses={503: {"model": Health}})
+def healthz(stack: Stack, response: Response) -> Health:
+    """Needs no key. 503 when the database does not answer; `degraded` without a scheduler or a worker."""
+    try:
+        with stack.database.read() as session:
+            is_led = views.scheduler_lease(session)["alive"]
+            alive = sum(worker["alive"] for worker in views.workers(session))
+    except ServiceUnavailable:
+        response.status_code = 503
+        return Health(status=HealthStatus.DOWN, version=olivepress.__version__, database=False)
+    status = HealthStatus.OK if is_led and alive else HealthStatus.DEGRADED
+    return Health(
+        status=status, version=olivepress.__version__, database=True, scheduler_alive=is_led, workers_alive=alive
+    )
+
+
+@router.get("/health", response_model=list[Check], summary="Check every part of the stack")
+def health(stack: Stack) -> list[Check]:
+    """Each part with what is wrong with it and what to do now; `olivepress doctor` shows this."""
+    checks: list[Callable[[Parts], Check]] = [_scheduler, _workers, _redis, _flower, _store]
+    return [_database(stack), *(_guarded(check, stack) for check in checks)]
+
+
+@router.get("/recipes", response_model=list[Recipe], summary="List the recipes")
+def list_recipes() -> list[Json]:
+    """What a checkpoint can be turned into."""
+    return [recipe.to_dict() for recipe in recipes.BUILT_IN.values()]
+
+
+@router.get("/workers", response_model=list[Worker], summary="List the workers")
+def list_workers(stack: Stack) -> list[Json]:
+    """Workers that live, and those that were seen within the last day."""
+    with stack.database.read() as session:
+        return views.workers(session)
+
+
+def _guarded(check: Callable[[Parts], Check], parts: Parts) -> Check:
+    """A part that cannot be asked is a failed check, never a failed request."""
+    try:
+        return check(parts)
+    except OlivepressError as error:
+        return _fail(check.__name__.strip("_"), str(error), "mend the part that is named")
+
+
+def _database(parts: Parts) -> Check:
+    kind = parts.database.engine.dialect.name
+    try:
+        with parts.database.read() as session:
+            views.scheduler_lease(session)
+    except ServiceUnavailable as error:
+        return _fail("database", str(error), "start it, and see that OLIVEPRESS_DATABASE_URL is right")
+    return _ok("database", f"{kind} answers")
+
+
+def _scheduler(parts: Parts) -> Check:
+    with parts.database.read() as session:
+        lease = views.scheduler_lease(session)
+    if lease["alive"]:
+        return _ok("scheduler", f"{lease['holder']} leads")
+    seen = f"{lease['holder']} led until its lease ran out" if lease["holder"] else "none has led yet"
+    return _fail("scheduler", seen, "start one: `olivepress service scheduler`; until then nothing is dispatched")
+
+
+def _workers(parts: Parts) -> Check:
+    with parts.database.read() as session:
+        alive = [worker for worker in views.workers(session) if worker["alive"]]
+    if not alive:
+        return _fail("workers", "none is alive", "start one: `olivepress service worker`; until then jobs wait")
+    slots = sum(worker["slots"] for worker in alive)
+    without = [worker["host"] for worker in alive if BUILDER not in worker["toolchain"]]
+    if without:
+        detail = f"the toolchain is missing on: {', '.join(sorted(set(without)))}"
+        return _fail("workers", detail, "install it there: pip install 'olivepress[worker]'")
+    toolchains = sorted({_toolchain(worker["toolchain"]) for worker in alive})
+    return _ok("workers", f"{len(alive)} alive with {slots} slots; {' | '.join(toolchains)}")
+
+
+def _toolchain(versions: Json) -> str:
+    return ", ".join(f"{name} {versions[name]}" for name in ("olive-ai", BUILDER) if name in versions)
+
+
+def _redis(parts: Parts) -> Check:
+    try:
+        with redis_client(parts.settings) as redis:
+            redis.ping()
+    except (RedisError, ServiceUnavailable) as error:
+        return _fail("redis", f"it does not answer: {error}", "start it, and see that OLIVEPRESS_REDIS_URL is right")
+    return _ok("redis", "it answers")
+
+
+def _flower(parts: Parts) -> Check:
+    address = f"http://127.0.0.1:{parts.settings.flower_port}"
+    try:
+        httpx.get(f"{address}/healthcheck", timeout=FLOWER_TIMEOUT_S).raise_for_status()
+    except httpx.HTTPError:
+        detail = f"it does not answer at {address}"
+        return Check(
+            name="flower",
+            status=CheckStatus.WARN,
+            detail=detail,
+            what_now="start it to watch the tasks: `olivepress service flower`; no job needs it",
+        )
+    return _ok("flower", f"it answers at {address}")
+
+
+def _store(parts: Parts) -> Check:
+    try:
+        free_bytes = shutil.disk_usage(parts.store.root).free
+    except OSError as error:
+        return _fail("store", f"{parts.store.root}: {error.strerror}", "mount it, or set OLIVEPRESS_STORE_DIR")
+    detail = f"{parts.store.root} has {free_bytes / 1e9:.1f} GB free"
+    if free_bytes < LOW_DISK_BYTES:
+        return Check(name="store", status=CheckStatus.WARN, detail=detail, what_now="free some space there")
+    return _ok("store", detail)
+
+
+def _ok(name: str, detail: str) -> Check:
+    return Check(name=name, status=CheckStatus.OK, detail=detail, what_now=None)
+
+
+def _fail(name: str, detail: str, what_now: str) -> Check:
+    return Check(name=name, status=CheckStatus.FAIL, detail=detail, what_now=what_now)

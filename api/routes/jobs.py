@@ -1,0 +1,60 @@
+"""Jobs: list, look at, read the logs, cancel."""
+
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+
+from api.routes import DEFAULT_TEAM, MAX_ID, BeforeId, Stack, Team
+from api.schemas import Job, JobDetail, JobLog
+from olivepress.database import steps, views
+from olivepress.database.tables import Json
+from olivepress.jobs import FINAL_JOB_STATES, JobState, StepKind
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+JobNumber = Annotated[int, Path(ge=1, le=MAX_ID)]
+
+
+@router.get("", response_model=list[Job], summary="List jobs, newest first")
+def jobs(
+    stack: Stack,
+    team: Team = DEFAULT_TEAM,
+    state: Annotated[list[JobState] | None, Query(description="Only jobs in these states.")] = None,
+    batch: Annotated[int | None, Query(ge=1, le=MAX_ID, description="Only jobs of this batch.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    before: BeforeId = None,
+) -> list[Json]:
+    """Jobs of a team with their steps; `before` with the last id of a page gives the next page."""
+    wanted = views.JobFilter(team=team, batch_id=batch, states=tuple(state or ()), before_id=before)
+    with stack.database.read() as session:
+        return views.jobs(session, wanted, limit)
+
+
+@router.get("/{job_id}", response_model=JobDetail, summary="Look at a job, its steps and their attempts")
+def job(stack: Stack, job_id: JobNumber) -> Json:
+    """Everything that is known of a job: attempts with their endings, what was reused, the validation's report."""
+    with stack.database.read() as session:
+        return views.job(session, job_id)
+
+
+@router.get("/{job_id}/log", response_model=JobLog, summary="Read the ends of a job's logs")
+def log(
+    stack: Stack,
+    job_id: JobNumber,
+    step: Annotated[StepKind | None, Query(description="Only attempts of this step.")] = None,
+) -> Json:
+    """The last part of the log of each finished attempt, oldest first."""
+    with stack.database.read() as session:
+        return views.job_log(session, job_id, step)
+
+
+@router.post("/{job_id}/cancel", status_code=HTTPStatus.ACCEPTED, response_model=JobDetail, summary="Cancel a job")
+def cancel(stack: Stack, job_id: JobNumber) -> Json:
+    """Cancel a job: waiting steps at once, a running one within seconds by its worker. A finished job stays so."""
+    with stack.database.read() as session:
+        state = JobState(views.job(session, job_id)["state"])
+    if state not in FINAL_JOB_STATES:
+        with stack.database.write() as session:
+            steps.cancel_job(session, job_id)
+    with stack.database.read() as session:
+        return views.job(session, job_id)

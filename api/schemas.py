@@ -1,0 +1,291 @@
+"""What the API answers, as its documentation shows it. A manifest, what it takes, is in olivepress.manifest."""
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from olivepress.jobs import AttemptOutcome, JobState, StepKind, StepState
+
+
+class Answer(BaseModel):
+    """An answer with keys that this file does not name is a mistake in the view, and shows as one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(Answer):
+    """An error (RFC 9457)."""
+
+    type: str = Field(examples=["urn:olivepress:error:NotFound"])
+    title: str = Field(examples=["Nothing has this name or number."])
+    status: int = Field(examples=[404])
+    detail: str = Field(
+        description="What, which, what now.",
+        examples=["there is no batch 7; `olivepress jobs` lists the jobs and batches that exist"],
+    )
+    error_class: str = Field(description="A class of olivepress.errors, or InternalError.", examples=["NotFound"])
+
+
+class SubmittedBatch(Answer):
+    """A batch that was accepted."""
+
+    id: int = Field(examples=[7])
+    jobs: list[int] = Field(description="Ids in the order checkpoints x recipes.", examples=[[21, 22]])
+    state: JobState
+
+
+class Step(Answer):
+    """One unit of a job."""
+
+    kind: StepKind
+    state: StepState
+    phase: str | None = Field(description="What a running step does just now.", examples=["building"])
+    share: float | None = Field(description="How much of a running step is done, 0 to 1.")
+    attempt: int = Field(description="How many attempts were begun.")
+    started_at: float | None = Field(description="Seconds since 1970.")
+    finished_at: float | None
+    seconds: float | None = Field(description="How long it has run.")
+    reused: bool = Field(description="Its result was there already, or another job made it at the same time.")
+    reused_job: int | None = Field(description="The job whose result it is, if that is of the same team.")
+
+
+class Figures(Answer):
+    """What was measured of a job's artifact; null where it was not (yet)."""
+
+    source_size_bytes: int | None
+    size_bytes: int | None
+    peak_rss_bytes: int | None
+    tokens_per_s: float | None
+    first_token_ms: float | None
+    prompts_total: int | None
+    prompts_with_expectation: int | None
+    prompts_passed: int | None
+    certificate: str | None = Field(examples=["passed"])
+
+
+class Job(Answer):
+    """One checkpoint and one recipe."""
+
+    id: int
+    batch_id: int
+    team: str
+    name: str = Field(description="The checkpoint's name.", examples=["support-en"])
+    path: str = Field(examples=["/models/support-en"])
+    base: str | None
+    recipe: str = Field(examples=["cpu-int4"])
+    model: str = Field(description="The name under which it is published.", examples=["support-en-int4"])
+    version: str | None = Field(description="model:number, once published.", examples=["support-en-int4:1"])
+    alias: str = Field(examples=["latest"])
+    priority: int
+    state: JobState
+    cancel_requested: bool
+    error_class: str | None
+    error_message: str | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    seconds: float | None
+    steps: list[Step]
+    figures: Figures | None
+
+
+class BatchSummary(Answer):
+    """Jobs that were submitted together."""
+
+    id: int
+    team: str
+    name: str | None
+    state: JobState = Field(description="Computed from the jobs.")
+    created_at: float
+    counts: dict[JobState, int] = Field(description="Number of jobs in each state.")
+
+
+class Batch(BatchSummary):
+    """A batch with its jobs."""
+
+    jobs: list[Job]
+
+
+class Attempt(Answer):
+    """One run of a step by one worker."""
+
+    number: int
+    worker_id: str
+    outcome: AttemptOutcome | None = Field(description="Null while it runs.")
+    exit_code: int | None
+    signal: int | None
+    error_class: str | None
+    error_message: str | None
+    cpu_s: float | None
+    peak_rss_bytes: int | None
+    started_at: float
+    finished_at: float | None
+
+
+class StepDetail(Step):
+    """A step with its attempts."""
+
+    worker_id: str | None
+    artifact_digest: str | None
+    error_class: str | None
+    error_message: str | None
+    attempts: list[Attempt]
+
+
+class JobDetail(Job):
+    """Everything that is known of a job."""
+
+    steps: list[StepDetail]  # type: ignore[assignment]  # a field may be narrowed; lists are only read here
+    recipe_settings: dict[str, Any]
+    ingested: dict[str, Any] | None = Field(description="What ingest found in the checkpoint.")
+    report: dict[str, Any] | None = Field(description="What validate measured, also where a gate failed.")
+
+
+class LogTail(Answer):
+    """The end of one attempt's log."""
+
+    step: StepKind
+    attempt: int
+    outcome: AttemptOutcome | None
+    worker_id: str
+    started_at: float
+    log: str
+
+
+class JobLog(Answer):
+    """The ends of the logs of a job's attempts."""
+
+    job_id: int
+    logs: list[LogTail]
+
+
+class VersionSummary(Answer):
+    """A version without its report."""
+
+    number: int
+    version: str = Field(examples=["support-en-int4:1"])
+    aliases: list[str]
+    recipe: str
+    precision: str
+    family: str
+    size_bytes: int
+    job_id: int
+    created_at: float
+    figures: Figures
+
+
+class ModelSummary(Answer):
+    """A registered name."""
+
+    name: str
+    team: str
+    created_at: float
+    versions: int
+    newest: VersionSummary | None
+    aliases: dict[str, int] = Field(description="Alias to version number.", examples=[{"latest": 3}])
+
+
+class Model(Answer):
+    """A registered name with its versions, newest first."""
+
+    name: str
+    team: str
+    created_at: float
+    versions: list[VersionSummary]
+    aliases: dict[str, int]
+
+
+class VersionFile(Answer):
+    """A file of a version."""
+
+    path: str = Field(examples=["genai_config.json"])
+    size_bytes: int
+    sha256: str
+
+
+class Version(Answer):
+    """A numbered, immutable artifact with its report and provenance."""
+
+    model: str
+    team: str
+    number: int
+    version: str
+    aliases: list[str]
+    recipe: str
+    precision: str
+    family: str
+    size_bytes: int
+    job_id: int
+    created_at: float
+    package_digest: str
+    artifact_digest: str
+    report: dict[str, Any]
+    provenance: dict[str, Any]
+    files: list[VersionFile]
+
+
+class Recipe(BaseModel):
+    """A named, versioned target; olivepress.recipes says what each setting means."""
+
+    # Settings are added with new recipes; the documentation names those that people choose by.
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    version: int
+    summary: str
+    precision: str
+
+
+class Worker(Answer):
+    """A worker process and what it offers."""
+
+    id: str
+    alive: bool
+    host: str
+    pool: str
+    slots: int
+    running_steps: int
+    memory_bytes: int
+    fingerprint: str = Field(description="The toolchain; part of a step's key.")
+    hardware: dict[str, Any]
+    toolchain: dict[str, Any]
+    architectures: list[str]
+    started_at: float
+    seen_at: float
+    stopped_at: float | None
+
+
+class HealthStatus(StrEnum):
+    """The stack in one word."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    DOWN = "down"
+
+
+class Health(Answer):
+    """Is the stack alive?"""
+
+    status: HealthStatus
+    version: str
+    database: bool
+    scheduler_alive: bool = False
+    workers_alive: int = 0
+
+
+class CheckStatus(StrEnum):
+    """How one part is."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+class Check(Answer):
+    """One part of the stack, and what to do about it."""
+
+    name: str = Field(examples=["redis"])
+    status: CheckStatus
+    detail: str
+    what_now: str | None

@@ -1,0 +1,32 @@
+"""Where a command's output goes: people read tables, scripts read one JSON document."""
+
+import json
+import shutil
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from olivepress.client import Client, Connection
+
+# Wide enough for every table, where there is no terminal that says how wide it is.
+PIPE_SIZE = (100, 24)
+
+
+def connect() -> Client:
+    """The client for the stack that runs here, or that OLIVEPRESS_URL names."""
+    found = Connection.discover()
+    return Client(found.url, found.key)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console for people, on standard output or standard error."""
+    is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    width = None if is_terminal else shutil.get_terminal_size(PIPE_SIZE).columns
+    return Console(stderr=stderr, width=width, highlight=False)
+
+
+def emit(value: Any) -> None:
+    """Print the one JSON document of a command with --json."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,106 @@
+"""`olivepress submit`: checkpoints, or a manifest, become a batch."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from olivepress.cli.options import AsJson
+from olivepress.cli.output import connect, emit
+from olivepress.cli.watch import follow
+from olivepress.errors import BadManifest
+from olivepress.manifest import HUB_PREFIX, Manifest, load_manifest, parse_manifest, read_prompts
+
+
+def submit(  # one parameter for each option
+    directories: Annotated[
+        list[str] | None, typer.Argument(metavar="DIR", show_default=False, help="Checkpoints; or a quoted glob.")
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A batch.yaml instead of DIRs; options given here override it.")
+    ] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Repeat for several. Default: cpu-int4.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(metavar="DIR", help="The base of LoRA adapters.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What a single DIR's model is called. Default: the folder's name.")
+    ] = None,
+    batch_name: Annotated[str | None, typer.Option(help="What the batch is called.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Domain prompts (JSONL): a question and what to expect, a line.")
+    ] = None,
+    team: Annotated[str | None, typer.Option(metavar="TEAM", help="Whose batch it is. Default: default.")] = None,
+    priority: Annotated[int | None, typer.Option(min=0, max=9, help="9 goes first. Default: 5.")] = None,
+    alias: Annotated[str | None, typer.Option(help="The alias to move to the new versions. Default: latest.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Validate anew what was validated before.")] = False,
+    watch: Annotated[
+        bool | None, typer.Option("--watch/--no-watch", show_default=False, help="Follow it. Default: on a terminal.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Submit checkpoints as one batch.
+
+    Every checkpoint with every recipe is one job. What was done before for the same files is not done again.
+
+    [bold]Examples[/]
+      olivepress submit ./runs/support-en ./runs/support-fr
+      olivepress submit ./runs/checkpoint-500 --name support-en --prompts support.jsonl
+      olivepress submit ./lora/legal --base ./base --recipe cpu-int4 --recipe cpu-int8
+      olivepress submit --manifest batch.yaml --no-watch --json
+    """
+    changes = _given(
+        name=batch_name,
+        recipes=recipe or None,
+        prompts=read_prompts(prompts) if prompts else None,
+        team=team,
+        priority=priority,
+        alias=alias,
+        fresh=fresh or None,
+    )
+    if manifest is not None:
+        if directories or base or name:
+            raise BadManifest("DIR, --base and --name do not go with --manifest; write them into its 'checkpoints'")
+        wanted = _overridden(load_manifest(manifest), changes)
+    else:
+        wanted = parse_manifest({"checkpoints": _entries(directories or [], base, name), **changes}, "the command line")
+    with connect() as client:
+        submitted = client.submit(wanted)
+        accepted = f"batch {submitted['id']} with {_jobs(len(submitted['jobs']))}"
+        if sys.stdout.isatty() if watch is None else watch:
+            typer.echo(accepted, err=True)
+            follow(client, submitted["id"], as_json=as_json)
+        elif as_json:
+            emit(submitted)
+        else:
+            typer.echo(f"{accepted}; see it: olivepress watch {submitted['id']}")
+
+
+def _jobs(count: int) -> str:
+    return "1 job" if count == 1 else f"{count} jobs"
+
+
+def _entries(directories: list[str], base: str | None, name: str | None) -> list[dict[str, Any]]:
+    if not directories:
+        raise BadManifest("nothing to submit; name a checkpoint's DIR, or a manifest with --manifest FILE")
+    if name and len(directories) > 1:
+        raise BadManifest(f"--name is for one DIR, here are {len(directories)}; a manifest can name each")
+    base_path = _absolute(base) if base else None
+    return [_given(path=_absolute(directory), base=base_path, name=name) for directory in directories]
+
+
+def _overridden(manifest: Manifest, changes: dict[str, Any]) -> Manifest:
+    return parse_manifest(manifest.model_dump(exclude_none=True) | changes, "the command line")
+
+
+def _absolute(path: str) -> str:
+    """The path as a worker can find it. Links stay: a checkpoint is called as its folder here is."""
+    if path.startswith(HUB_PREFIX):
+        return path
+    return os.path.abspath(Path(path).expanduser())  # noqa: PTH100  # also takes ".." away, which absolute() leaves
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

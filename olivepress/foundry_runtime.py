@@ -1,0 +1,105 @@
+"""Talks to the real Foundry Local runtime in a process of its own: certificates and chats. Loads no SDK itself."""
+
+import importlib.util
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from olivepress import foundry
+from olivepress.chat_template import Message
+from olivepress.errors import OlivepressError, ServiceUnavailable
+from olivepress.own_process import Program, ProgressListener, ask
+
+SDK = "foundry_local_sdk"
+RUNTIME = Program("workers.toolchains.foundry_local", "the Foundry Local runtime", time_limit_s=900.0)
+DEFAULT_QUESTION = "What can you help me with?"
+QUESTIONS_ASKED_AT_MOST = 3
+CERTIFICATE_TOKENS = 32
+CHAT_TOKENS = 200
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One question and its answer; `mode` is "session", "stream" or "web", the way it was asked."""
+
+    mode: str
+    question: str
+    answer: str
+    seconds: float
+
+
+def certify(
+    artifact: Path,
+    name: str,
+    conversations: Sequence[Sequence[Message]],
+    scratch: Path,
+    *,
+    on_progress: ProgressListener = lambda phase, share: None,
+) -> dict[str, Any]:
+    """A certificate: proof that the artifact chatted inside the real runtime, or the problem that kept it from it.
+
+    The artifact is registered in a fresh cache under the provisional name "<name>:1", loaded, and asked: through a chat
+    session at once and streamed, and through the web endpoint, greedily and with an explicit max_tokens. It passes
+    when each completes with some text and all three give the same text.
+
+    Returns:
+        {"status": "passed" | "failed", "name", "runtime": {library: version}, "network": "none" | "host",
+        "exchanges": [{"mode", "question", "answer", "seconds"}], "peak_rss_bytes": of the runtime, which makes room for
+        the whole context, or None, "notes": [str], "problem": str | None}
+
+    A crash, a hang or a kill of the runtime ends only its own process and is such a problem; nothing is raised for it.
+    """
+    certificate: dict[str, Any] = {"status": "failed", "name": "", "runtime": {}, "network": "host", "exchanges": []}
+    certificate |= {"peak_rss_bytes": None, "notes": [], "problem": None}
+    asked = [list(map(dict, conversation)) for conversation in conversations[: QUESTIONS_ASKED_AT_MOST - 1]]
+    try:
+        certificate["name"] = foundry.foundry_name(name, 1)
+        request = {
+            "action": "certify",
+            "artifact": str(artifact.resolve()),
+            "model_id": certificate["name"],
+            "conversations": [*asked, [{"role": "user", "content": DEFAULT_QUESTION}]],
+            "max_tokens": CERTIFICATE_TOKENS,
+            "home": str(_fresh_home(scratch)),
+        }
+        return certificate | ask(RUNTIME, request, scratch, on_progress=on_progress)
+    except OlivepressError as error:
+        return certificate | {"problem": str(error)}
+
+
+def chat(cache_dir: Path, model_id: str, questions: Sequence[str], *, max_tokens: int = CHAT_TOKENS) -> list[Exchange]:
+    """Ask an installed model version these questions in one conversation, greedily, through the real runtime.
+
+    Args:
+        cache_dir: a cache that `foundry_cache.install_into_cache` (or Foundry Local itself) wrote.
+        model_id: such as "support-en-int4:1".
+
+    Raises:
+        ServiceUnavailable: the runtime is not installed here.
+        RuntimeCrashed: the runtime ended without an answer.
+        BadArtifact: the runtime does not list, load or answer with this model.
+    """
+    if importlib.util.find_spec(SDK) is None:
+        raise ServiceUnavailable(
+            "the Foundry Local runtime is not installed in this Python; install olivepress[worker] or foundry-local-sdk"
+        )
+    with tempfile.TemporaryDirectory(prefix="olivepress-chat-", ignore_cleanup_errors=True) as directory:
+        scratch = Path(directory)
+        request = {
+            "action": "chat",
+            "cache_dir": str(cache_dir.expanduser().resolve()),
+            "model_id": model_id,
+            "questions": list(questions),
+            "max_tokens": max_tokens,
+            "home": str(_fresh_home(scratch)),
+        }
+        with (scratch / "runtime.log").open("wb") as log:
+            answer = ask(RUNTIME, request, scratch, log=log)
+    return [Exchange(**exchange) for exchange in answer["exchanges"]]
+
+
+def _fresh_home(scratch: Path) -> Path:
+    """Where the runtime keeps its data, logs and cache for this one time."""
+    return Path(tempfile.mkdtemp(prefix="foundry-", dir=scratch))

@@ -1,0 +1,99 @@
+"""What a checkpoint's folder says about text: tokenizer files and the chat template, by their files alone."""
+
+from pathlib import Path
+from typing import Any
+
+from olivepress.checkpoint_files import CHAT_TEMPLATE, TOKENIZER_CONFIG, TOKENIZER_MODELS, read_json, unreadable
+from olivepress.errors import BadCheckpoint
+
+DEFAULT_TEMPLATE = "default"
+EXCERPT_CHARACTERS = 60
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether the folder holds a tokenizer of its own."""
+    return any(file.is_file() for pattern in TOKENIZER_MODELS for file in directory.glob(pattern))
+
+
+def check_tokenizer_files(directory: Path) -> None:
+    """See that there is a tokenizer to load.
+
+    Raises:
+        BadCheckpoint: there is none, which the toolchain would replace by an empty one without a word.
+    """
+    if not has_tokenizer(directory):
+        raise BadCheckpoint(
+            f"{directory} has no tokenizer (looked for tokenizer.json, tokenizer.model and vocabulary files); save the "
+            "one it was trained with beside the weights: tokenizer.save_pretrained(...)"
+        )
+
+
+def tokenizer_class(directory: Path) -> str | None:
+    """The `tokenizer_class` that tokenizer_config.json names."""
+    if not (directory / TOKENIZER_CONFIG).is_file():
+        return None
+    name = read_json(directory / TOKENIZER_CONFIG).get("tokenizer_class")
+    return name if isinstance(name, str) else None
+
+
+def chat_template_file(directory: Path) -> str:
+    """The name of the file in which a folder's one chat template stands.
+
+    Raises:
+        BadCheckpoint: there is none, or two that differ: transformers follows chat_template.jinja, Foundry Local
+            tokenizer_config.json, so the model would be asked in another form than it was trained on.
+    """
+    inline = _inline_template(directory)
+    in_file = _template_file(directory)
+    if inline and in_file and inline.strip() != in_file.strip():
+        raise BadCheckpoint(
+            f"{directory} has two chat templates that differ: {CHAT_TEMPLATE} has {_excerpt(in_file, inline)} where "
+            f"{TOKENIZER_CONFIG} has {_excerpt(inline, in_file)}; remove the one that the model was not trained with"
+        )
+    if in_file:
+        return CHAT_TEMPLATE
+    if inline:
+        return TOKENIZER_CONFIG
+    raise BadCheckpoint(
+        f"{directory} has no chat template, so nobody can chat with the model; put the one it was trained with into "
+        f"{CHAT_TEMPLATE}, or into {TOKENIZER_CONFIG} as 'chat_template'"
+    )
+
+
+def _inline_template(directory: Path) -> str | None:
+    if not (directory / TOKENIZER_CONFIG).is_file():
+        return None
+    value: Any = read_json(directory / TOKENIZER_CONFIG).get("chat_template")
+    if isinstance(value, list):
+        # Several by name, such as "default" and "tool_use".
+        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
+        value = named.get(DEFAULT_TEMPLATE)
+        if value is None:
+            raise BadCheckpoint(
+                f"{directory / TOKENIZER_CONFIG} has several chat templates and none is called '{DEFAULT_TEMPLATE}'; "
+                "give that name to the one to chat with"
+            )
+    if value is None or isinstance(value, str):
+        return value or None
+    raise BadCheckpoint(f"'chat_template' in {directory / TOKENIZER_CONFIG} is no text; write the Jinja template there")
+
+
+def _template_file(directory: Path) -> str | None:
+    path = directory / CHAT_TEMPLATE
+    if not path.is_file():
+        return None
+    try:
+        return path.read_text(encoding="utf-8") or None
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except UnicodeDecodeError:
+        raise BadCheckpoint(f"{path} is no UTF-8 text; save it again as UTF-8") from None
+
+
+def _excerpt(text: str, other: str) -> str:
+    """Some characters of `text` around the place where it begins to differ from `other`, on one line."""
+    pairs = zip(text, other, strict=False)
+    differs_at = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(text), len(other)))
+    start = max(0, differs_at - EXCERPT_CHARACTERS // 3)
+    excerpt = text[start : start + EXCERPT_CHARACTERS]
+    return f'"{"…" if start else ""}{" ".join(excerpt.split())}{"…" if start + len(excerpt) < len(text) else ""}"'

@@ -1,0 +1,235 @@
+"""The first step: a checkpoint is looked at whole, hashed, and refused with one message where it would go wrong later.
+
+Cheap checks come first (path, headers, architecture, tokenizer), so that most mistakes are told in a second; then
+every byte is read once.
+"""
+
+import dataclasses
+import logging
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from olivepress import checksums
+from olivepress.checkpoint_files import (
+    HashedFile,
+    allowed_directory,
+    check_links,
+    checkpoint_digest,
+    file_identity,
+    hash_file,
+    is_under,
+    unreadable,
+)
+from olivepress.checkpoints import COMPUTED_NAME, Checkpoint, adapter_base, read_checkpoint
+from olivepress.errors import BadCheckpoint, CheckpointChanged
+from workers.steps.context import StepContext
+from workers.toolchains import architecture, tokenizers, weights
+
+log = logging.getLogger(__name__)
+
+READERS = min(4, os.cpu_count() or 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """What reading all files of one folder gave."""
+
+    files: list[HashedFile]
+    zero_matrices: list[str]
+    tensor_sha256: dict[str, str]
+
+
+def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
+    """Check and hash a checkpoint; nothing is written.
+
+    Args:
+        spec: `path`, `base` (or None) and `roots`, the directories under which both must lie.
+
+    Returns:
+        What the later steps need to know of it: the digest of its content, facts of the model (of an adapter's base),
+        its files with their SHA-256, the base's in the same form, and notes on what is unusual.
+
+    Raises:
+        BadCheckpoint, PathNotAllowed, UnsafeCheckpoint, UnsupportedArchitecture: it cannot be used; the message says
+            why and what to do.
+        CheckpointChanged: its files changed while they were read.
+    """
+    directory, base = _directories(spec)
+    try:
+        return _ingest(directory, base, context)
+    except OSError as error:
+        raise unreadable(Path(error.filename or directory), error) from None
+
+
+def _ingest(directory: Path, base: Path | None, context: StepContext) -> dict[str, Any]:
+    identity = file_identity(directory, base)
+    checkpoint = read_checkpoint(directory, base)
+    context.report_progress("checking", 0.0)
+    model = architecture.check_architecture(checkpoint.model)
+    notes = []
+    if checkpoint.base:
+        notes += architecture.check_adapter(checkpoint)
+        model = dataclasses.replace(
+            model, vocabulary_size=architecture.vocabulary_of(checkpoint) or model.vocabulary_size
+        )
+    notes += tokenizers.check_tokenizer(checkpoint, model)
+    folders = [checkpoint, checkpoint.base] if checkpoint.base else [checkpoint]
+    expected = [_expected_checksums(folder) for folder in folders]
+    progress = _Progress(context.report_progress, sum(file.stat().st_size for each in folders for file in each.files))
+    reads = [_read(folder, frozenset(model.tied_pair or ()), progress) for folder in folders]
+    for folder, read, sums in zip(folders, reads, expected, strict=True):
+        checksums.check_sums(folder.directory, read.files, sums)
+    _check_tied_pair(checkpoint.model, model, reads[-1])
+    notes += _zero_notes(checkpoint, reads)
+    if file_identity(directory, base) != identity:
+        raise CheckpointChanged(
+            f"files in {directory} or its base changed while they were read; let the copying finish"
+        )
+    for note in notes:
+        log.info("note: %s", note)
+    return _result(checkpoint, model, reads, notes)
+
+
+def _directories(spec: dict[str, Any]) -> tuple[Path, Path | None]:
+    """The checkpoint's directory and its base's, both allowed."""
+    roots = spec["roots"]
+    directory = allowed_directory(spec["path"], roots)
+    check_links(directory, roots)
+    if spec.get("base"):
+        base = allowed_directory(spec["base"], roots)
+    else:
+        named = adapter_base(directory)
+        # A base that the adapter's own file names outside the roots counts as not there: its path is not the user's.
+        base = named if named and is_under(named, roots) else None
+    if base:
+        check_links(base, roots)
+    return directory, base
+
+
+def _expected_checksums(folder: Checkpoint) -> dict[str, tuple[str, str]]:
+    expected = checksums.expected_checksums(folder.directory, [_name(folder, file) for file in folder.files])
+    checksums.check_listed(folder.directory, expected)
+    return expected
+
+
+def _name(folder: Checkpoint, file: Path) -> str:
+    return file.relative_to(folder.directory).as_posix()
+
+
+class _Progress:
+    """Counts the bytes that several threads read, and stops them all when one has found a fault."""
+
+    def __init__(self, report: Callable[[str, float], None], total_bytes: int) -> None:
+        self._report, self._total_bytes = report, total_bytes
+        self._read_bytes = 0
+        self._reported_percent = -1
+        self._lock = threading.Lock()
+        self.is_stopped = False
+
+    def add(self, count: int) -> None:
+        if self.is_stopped:
+            raise CancelledError
+        # The report goes through a pipe that takes one writer at a time.
+        with self._lock:
+            self._read_bytes += count
+            percent = 100 * self._read_bytes // self._total_bytes
+            if percent > self._reported_percent:
+                self._reported_percent = percent
+                self._report("reading", self._read_bytes / self._total_bytes)
+
+
+def _read(folder: Checkpoint, fingerprint: frozenset[str], progress: _Progress) -> _Read:
+    """Hash all files of a folder, and look at the numbers of those that hold weights, several at a time."""
+    with_weights = {file.path: file for file in folder.weights}
+
+    def read(path: Path) -> weights.ScannedFile:
+        if path not in with_weights:
+            return weights.ScannedFile(hash_file(path, progress.add))
+        return weights.scan(with_weights[path], progress.add, skip=_is_computed, fingerprint=fingerprint)
+
+    with weights.one_thread(), ThreadPoolExecutor(READERS) as pool:
+        futures = [pool.submit(read, path) for path in folder.files]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        if any(future.exception() for future in done):
+            progress.is_stopped = True
+            pool.shutdown(cancel_futures=True)
+        # Of several faults the first by name is told, whichever thread was faster.
+        faults = [future.exception() for future in futures if not future.cancelled()]
+        for fault in faults:
+            if fault is not None and not isinstance(fault, CancelledError):
+                raise fault
+        scanned = [future.result() for future in futures]
+    files = [
+        HashedFile(_name(folder, path), path.stat().st_size, scan.sha256)
+        for path, scan in zip(folder.files, scanned, strict=True)
+    ]
+    return _Read(
+        files,
+        zero_matrices=[name for scan in scanned for name in scan.zero_matrices],
+        tensor_sha256={name: sha256 for scan in scanned for name, sha256 in scan.tensor_sha256.items()},
+    )
+
+
+def _is_computed(name: str) -> bool:
+    return bool(COMPUTED_NAME.search(name))
+
+
+def _check_tied_pair(checkpoint: Checkpoint, model: architecture.ModelFacts, read: _Read) -> None:
+    if model.tied_pair is None:
+        return
+    copy, source = model.tied_pair
+    if read.tensor_sha256[copy] != read.tensor_sha256[source]:
+        raise BadCheckpoint(
+            f"config.json in {checkpoint.directory} says that '{copy}' is '{source}' (tie_word_embeddings), and the "
+            "weights hold two that differ; set tie_word_embeddings to false if both were trained, else take one out"
+        )
+
+
+def _zero_notes(checkpoint: Checkpoint, reads: list[_Read]) -> list[str]:
+    """Matrices that are all zero: no model can do without its embeddings, the rest may be meant so."""
+    embedding = checkpoint.embedding
+    zero_in_model = reads[-1].zero_matrices
+    if embedding and embedding.name in zero_in_model:
+        raise BadCheckpoint(
+            f"'{embedding.name}' in {checkpoint.model.directory} is all zeros, so the model tells no word from "
+            "another; copy the file again from where it was trained"
+        )
+    notes = [f"'{name}' in {checkpoint.model.directory} is all zeros" for name in zero_in_model]
+    if checkpoint.base:
+        steps = {tensor.name for tensor in checkpoint.tensors if ".lora_B." in tensor.name}
+        if steps and steps <= set(reads[0].zero_matrices):
+            notes.append(f"the adapter in {checkpoint.directory} changes nothing: all its lora_B matrices are zero")
+    return notes
+
+
+def _result(
+    checkpoint: Checkpoint, model: architecture.ModelFacts, reads: list[_Read], notes: list[str]
+) -> dict[str, Any]:
+    base = checkpoint.base
+    base_digest = checkpoint_digest(reads[-1].files, None) if base else None
+    return {
+        "checkpoint_digest": checkpoint_digest(reads[0].files, base_digest),
+        "kind": checkpoint.kind.value,
+        "architecture": checkpoint.architecture,
+        "family": checkpoint.family,
+        "parameters": model.parameters,
+        "size_bytes": checkpoint.size_bytes,
+        "dtype": checkpoint.dtype,
+        "tied_embeddings": model.tied_embeddings,
+        "context_length": model.context_length,
+        "vocabulary_size": model.vocabulary_size,
+        "files": [dataclasses.asdict(file) for file in reads[0].files],
+        "base": base
+        and {
+            "checkpoint_digest": base_digest,
+            "files": [dataclasses.asdict(file) for file in reads[-1].files],
+            "architecture": base.architecture,
+            "family": base.family,
+        },
+        "base_path": str(base.directory) if base else None,
+        "notes": notes,
+    }

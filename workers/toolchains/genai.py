@@ -1,0 +1,128 @@
+"""Opens a model directory with onnxruntime-genai, the engine inside Foundry Local, and generates with it."""
+
+import gc
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime_genai as og
+
+from olivepress.chat_template import Message
+from olivepress.errors import BadArtifact
+from olivepress.foundry import GENAI_CONFIG_FILE
+from workers.toolchains.native_words import native_words
+
+# What the engine raises for a bad file; other types are bugs of ours.
+ENGINE_ERRORS = (RuntimeError, ValueError)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An answer: its text, its tokens, and when they came, in seconds since the prompt was handed over."""
+
+    text: str
+    tokens: tuple[int, ...]
+    token_times_s: tuple[float, ...]
+
+    @property
+    def first_token_s(self) -> float:
+        """From the prompt to the first token."""
+        return self.token_times_s[0]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens after the first, per second; 0 for an answer of one token."""
+        elapsed = self.token_times_s[-1] - self.token_times_s[0]
+        return (len(self.tokens) - 1) / elapsed if elapsed > 0 else 0.0
+
+
+class GenaiModel:
+    """An open model. Not for several threads at once."""
+
+    def __init__(self, directory: Path, model: og.Model, tokenizer: og.Tokenizer, context_length: int) -> None:
+        self._directory = directory
+        self._model = model
+        self._tokenizer = tokenizer
+        self.context_length = context_length
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The messages in the model's own chat template, as this engine and so Foundry Local renders it.
+
+        Raises:
+            BadArtifact: the template is missing, or refuses these messages.
+        """
+        try:
+            chat = json.dumps(list(map(dict, messages)))
+            text: str = self._tokenizer.apply_chat_template(chat, add_generation_prompt=True)
+        except ENGINE_ERRORS as error:
+            said = native_words(error, self._directory)
+            raise BadArtifact(f"onnxruntime-genai cannot render the chat template: {said}") from error
+        return text
+
+    def encode(self, text: str) -> list[int]:
+        """The text's tokens, as this engine cuts it."""
+        return [int(token) for token in self._tokenizer.encode(text)]
+
+    def generate(self, tokens: Sequence[int], max_new_tokens: int, *, min_new_tokens: int = 0) -> Generation:
+        """Answer greedily, with the repetition penalty that the model directory sets.
+
+        Args:
+            tokens: the prompt, at least one token.
+            min_new_tokens: end-of-sequence tokens before this many do not end the answer.
+
+        Raises:
+            BadArtifact: the engine fails, or gives no token.
+        """
+        longest = min(len(tokens) + max_new_tokens, self.context_length)
+        if len(tokens) >= longest:
+            raise BadArtifact(
+                f"a prompt of {len(tokens)} tokens leaves no room for an answer in a context of {self.context_length}"
+            )
+        try:
+            return self._generate(tokens, longest, len(tokens) + min_new_tokens)
+        except ENGINE_ERRORS as error:
+            raise BadArtifact(f"onnxruntime-genai cannot generate: {native_words(error, self._directory)}") from error
+
+    def _generate(self, prompt: Sequence[int], max_length: int, min_length: int) -> Generation:
+        parameters = og.GeneratorParams(self._model)
+        parameters.set_search_options(do_sample=False, max_length=max_length, min_length=min(min_length, max_length))
+        generator = og.Generator(self._model, parameters)
+        # Not tokenizer.decode(): it stops at the first byte that is no UTF-8. Foundry Local decodes token by token too.
+        decoder = self._tokenizer.create_stream()
+        tokens, times, text = [], [], ""
+        started = time.perf_counter()
+        generator.append_tokens(np.asarray(prompt, dtype=np.int32))
+        while not generator.is_done():
+            generator.generate_next_token()
+            tokens.append(int(generator.get_next_tokens()[0]))
+            times.append(time.perf_counter() - started)
+            text += decoder.decode(tokens[-1])
+        if not tokens:
+            raise BadArtifact("onnxruntime-genai gave no token")
+        return Generation(text, tuple(tokens), tuple(times))
+
+
+@contextmanager
+def opened(directory: Path) -> Iterator[GenaiModel]:
+    """The model directory, loaded; its memory is given back at the end.
+
+    Raises:
+        BadArtifact: a file is missing, or the engine refuses one; the message says which and why.
+    """
+    try:
+        model = og.Model(str(directory))
+        tokenizer = og.Tokenizer(model)
+        config = json.loads((directory / GENAI_CONFIG_FILE).read_text(encoding="utf-8"))
+        context_length = int(config["model"]["context_length"])
+    except (*ENGINE_ERRORS, OSError, KeyError) as error:
+        said = native_words(error, directory)
+        raise BadArtifact(f"onnxruntime-genai cannot open the model: {said}; convert the checkpoint again") from error
+    try:
+        yield GenaiModel(directory, model, tokenizer, context_length)
+    finally:
+        del model, tokenizer
+        gc.collect()

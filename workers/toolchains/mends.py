@@ -1,0 +1,149 @@
+"""Mends for onnxruntime-genai 0.18's model builder: what it gets wrong on sound checkpoints, put right in memory."""
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime.quantization.neural_compressor import weight_only
+from onnxruntime_genai.models import builder
+from transformers import PreTrainedConfig
+
+from workers.toolchains.replaced import replaced
+
+
+def mend_config(config: PreTrainedConfig) -> None:
+    """Put the fields back where the builder looks for them; transformers 5 moved or left out some.
+
+    Only the config object that the builder reads is changed; the weights are loaded with the checkpoint's own.
+    """
+    _mark_windowed_layers(config)
+    _flatten_rope_by_layer_type(config)
+    _complete_yarn(config)
+    _agree_on_original_context(config)
+
+
+def _mark_windowed_layers(config: PreTrainedConfig) -> None:
+    # Mistral and Phi-3 configs set a window without saying which layers have it; the builder then gives it to none.
+    if getattr(config, "sliding_window", None) and getattr(config, "layer_types", None) is None:
+        config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+
+
+def _flatten_rope_by_layer_type(config: PreTrainedConfig) -> None:
+    # Gemma 3: transformers 5 keeps one set of rope parameters for each type of layer; the builder wants the old
+    # flat fields, `rope_theta` for full attention and `rope_local_base_freq` for windowed layers.
+    rope = getattr(config, "rope_parameters", None) or {}
+    if not isinstance(rope.get("full_attention"), dict) or not isinstance(rope.get("sliding_attention"), dict):
+        return
+    config.rope_theta = rope["full_attention"]["rope_theta"]
+    config.rope_local_base_freq = rope["sliding_attention"]["rope_theta"]
+    config.rope_parameters = dict(rope["full_attention"])
+
+
+def _complete_yarn(config: PreTrainedConfig) -> None:
+    # Configs may leave these out; transformers then takes 32 and 1, the builder divides by zero.
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "yarn":
+        rope["beta_fast"] = rope.get("beta_fast") or 32
+        rope["beta_slow"] = rope.get("beta_slow") or 1
+
+
+def _agree_on_original_context(config: PreTrainedConfig) -> None:
+    # Phi-3: the builder takes two different context lengths for LongRoPE and then misses its factors, and it reads
+    # the kind of rope under the name that transformers 4 used.
+    if config.model_type != "phi3":
+        return
+    rope = config.rope_parameters
+    if rope["rope_type"] == "longrope":
+        rope.setdefault("type", "longrope")
+    else:
+        config.original_max_position_embeddings = config.max_position_embeddings
+
+
+def builder_mended() -> AbstractContextManager[None]:
+    """The builder with its own mistakes put right, for the length of a conversion."""
+    return replaced(
+        # It would stamp the git revision of whatever repository surrounds the virtual environment into the model.
+        (builder.Model, "get_genai_commit", classmethod(lambda cls: None)),
+        (builder.Model, "make_tied_embeddings_init", _tie_embeddings),
+        (builder.Model, "make_tied_quantized_embedding_input_names", _names_of_tied_weights),
+        (builder.LlamaModel, "make_rope_init", _rope_of_llama),
+        (builder.SmolLM3Model, "make_attention", _attention_with_or_without_rope),
+        (weight_only, "make_matmul_weight_only_node", _matmul_node),
+    )
+
+
+_original_tie_embeddings = builder.Model.make_tied_embeddings_init
+
+
+def _tie_embeddings(model: builder.Model, config: PreTrainedConfig) -> None:
+    """Let int8 models look tokens up in the quantized head as int4 models do.
+
+    The builder ties only where it would quantize the embedding by itself, which it does not at 8 bits; it then
+    stores a second copy of the largest matrix in fp32.
+    """
+    _original_tie_embeddings(model, config)
+    if model.extra_options.get("shared_embeddings") and model.is_lm_head_quantized():
+        model.tied_quantized_embeddings = True
+        # Its quantizer would else try the embedding's Gather too, and log errors for every other Gather.
+        model.quant_attrs["op_types_to_quantize"] = ("MatMul",)
+
+
+_original_names_of_tied_weights = builder.Model.make_tied_quantized_embedding_input_names
+
+
+def _names_of_tied_weights(model: builder.Model) -> tuple[int, str, str, str]:
+    """(bits, weight, scales, zero points): the names under which the quantizer will store the output head.
+
+    For the default algorithm the builder expects names that its quantizer does not use where the weights are
+    asymmetric or the head has 8 bits; such a model does not load.
+    """
+    bits, weight, scales, zero_points = _original_names_of_tied_weights(model)
+    if model.quantization_algo == "default":
+        weight, scales = f"lm_head.MatMul.weight_Q{bits}", "lm_head.MatMul.weight_scales"
+        zero_points = "" if model.quant_attrs["is_symmetric"] else "lm_head.MatMul.weight_zero_points"
+    return bits, weight, scales, zero_points
+
+
+_original_rope_of_llama = builder.LlamaModel.make_rope_init
+
+
+def _rope_of_llama(model: builder.LlamaModel, config: PreTrainedConfig) -> None:
+    # For Llama the builder knows Llama 3's way of stretching rope, and forgets those that it knows for all others.
+    if config.rope_parameters["rope_type"] in ("linear", "yarn"):
+        builder.Model.make_rope_init(model, config)
+    else:
+        _original_rope_of_llama(model, config)
+
+
+_original_attention = builder.SmolLM3Model.make_attention
+
+
+def _attention_with_or_without_rope(model: builder.SmolLM3Model, layer_id: int, *args: Any, **kwargs: Any) -> None:
+    # Every fourth layer of SmolLM3 has no rotary embedding; the builder then asks for one outside of the attention.
+    model.attention_attrs["rope"] = bool(model.no_rope_layers[layer_id])
+    _original_attention(model, layer_id, *args, **kwargs)
+    model.attention_attrs["rope"] = True
+
+
+_original_matmul_node = weight_only.make_matmul_weight_only_node
+
+
+def _matmul_node(
+    *, zero_point: np.ndarray | None, num_bits: int, k_blocks: int, **rest: Any
+) -> tuple[onnx.NodeProto, list[onnx.TensorProto]]:
+    """onnxruntime 1.31's node for one quantized matrix, also where a row has an odd number of 4-bit blocks.
+
+    Two 4-bit zero points share a byte and every row starts a new one; the original packs them without a gap and
+    then fails to give them the shape that MatMulNBits asks for.
+    """
+    rest |= {"num_bits": num_bits, "k_blocks": k_blocks}
+    if zero_point is None or num_bits != 4 or k_blocks % 2 == 0:
+        return _original_matmul_node(zero_point=zero_point, **rest)
+    node, initializers = _original_matmul_node(zero_point=None, **rest)
+    rows = np.pad(zero_point.reshape(-1, k_blocks), ((0, 0), (0, 1)), constant_values=8)
+    packed = (rows[:, ::2] | rows[:, 1::2] << 4).astype(np.uint8)
+    name = f"{rest['node'].input[1]}_zp"
+    node.input.append(name)
+    initializers.append(onnx.numpy_helper.from_array(packed, name))
+    return node, initializers

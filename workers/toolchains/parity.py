@@ -1,0 +1,200 @@
+"""Does a converted model say what its source says? Logits of both on one fixed text, compared."""
+
+import gc
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime_genai
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from olivepress.errors import ConversionFailed
+from workers.toolchains.builder_pass import MODEL_FILE
+from workers.toolchains.failures import told_as_conversion_failure
+from workers.toolchains.rounding import Roundings, rounded, roundings_of
+
+log = logging.getLogger(__name__)
+
+Logits = npt.NDArray[np.float32]
+
+# Ordinary prose, a question with its answer, code, digits, and letters outside ASCII.
+TEXT = (
+    "What is the capital of France? The capital of France is Paris. A press takes olives and gives oil; the "
+    "first pressing, at 27 degrees, is the best. def area(width, height): return width * height\n"
+    '{"name": "Köln", "open": true, "since": 1894} And so the story ends where it began, by the sea.'
+)
+MAX_TOKENS = 48
+# The last tokens are appended one by one, so that decoding with a filled cache is compared as well.
+DECODED_TOKENS = 8
+
+# accuracy_level 4: activations are rounded where they meet a quantized matrix.
+ACTIVATION_BITS = 8
+
+# 1 - correlation that fp32 models of every architecture keep (measured: 1.2e-4 at worst, in Gemma 3; a wrong one has
+# 1e-2 and more).
+TOLERANCE = 1e-3
+# A quantized model may differ by this many times what the same rounding does to the source in torch.
+TIMES_ROUNDING = 3.0
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two models agree on the same tokens; 1, 0 and 1 for equal models.
+
+    `top1` is the share of positions where both name the same next token. `kl` is the mean Kullback-Leibler
+    divergence in nats from the source to the converted model. `correlation` is Pearson's, over all logits after
+    the mean of each position is taken off; it does not depend on how sharp the source's distribution is.
+    """
+
+    positions: int
+    top1: float
+    kl: float
+    correlation: float
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A converted model that was found to agree with its source, and sentences on what the reader should know."""
+
+    agreement: Agreement
+    notes: list[str]
+
+
+def check(source: Path, artifact: Path, options: Mapping[str, Any]) -> Checked:
+    """Compare a model directory with the checkpoint that it was built from.
+
+    Top-1 and KL are told, not judged: on a flat distribution the first token hangs on a hair, and on a sharp one a
+    small step costs many nats. What is judged is the correlation of the logits, against what the recipe's rounding
+    alone makes of this very model.
+
+    Args:
+        options: what `Recipe.build_options` gave when it was built.
+
+    Raises:
+        ConversionFailed: it does not open, gives numbers that are not finite, or says something else.
+    """
+    tokens = tokens_of_text(source)
+    built = f"the {options['precision']} model of {source}"
+    with told_as_conversion_failure(f"running {built} for the first time", "try another recipe, or another model"):
+        converted, runtime_tokens = artifact_logits(artifact, tokens)
+    with told_as_conversion_failure(f"running {source} in torch", "check that the checkpoint generates there"):
+        wanted, moved = _source_logits(source, tokens, roundings_of(artifact / MODEL_FILE))
+    for logits, owner in ((wanted, f"{source} in torch"), (converted, built)):
+        if not np.isfinite(logits).all():
+            raise ConversionFailed(f"{owner} gives logits that are not finite; look for overflows in its weights")
+    found = agreement(wanted, converted)
+    allowed = TOLERANCE + TIMES_ROUNDING * (1 - agreement(wanted, moved).correlation)
+    log.info("%s; 1 - correlation may be %.2g", found, allowed)
+    if not 1 - found.correlation <= allowed:
+        raise ConversionFailed(
+            f"{built} does not say what its source says: their logits correlate by {found.correlation:.4f}, "
+            f"{1 - allowed:.4f} is asked, and {found.top1:.0%} of the next tokens agree; the model builder does not "
+            "understand this configuration, so convert another checkpoint or an unmodified one of this family"
+        )
+    if runtime_tokens == tokens:
+        return Checked(found, [])
+    return Checked(found, ["onnxruntime-genai cuts text into other tokens than the checkpoint's tokenizer does"])
+
+
+def _source_logits(source: Path, tokens: list[int], roundings: Roundings) -> tuple[Logits, Logits]:
+    """The source's logits, and those that it has when its matrices are rounded as those of the artifact are."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
+    wanted = model_logits(model, tokens)
+    moved = model_logits(model, tokens, roundings) if roundings.by_place else wanted
+    del model
+    gc.collect()
+    return wanted, moved
+
+
+def tokens_of_text(source: Path) -> list[int]:
+    """The fixed text in the source's own tokens, at most MAX_TOKENS of them."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    return list(tokenizer.encode(TEXT))[:MAX_TOKENS]
+
+
+def model_logits(model: PreTrainedModel, tokens: list[int], roundings: Roundings | None = None) -> Logits:
+    """Logits, positions x vocabulary, of a model in torch, computed in fp32.
+
+    The weights stay in memory as they are stored and are widened module by module: the same numbers as those of
+    a model loaded in fp32, at half of its memory. With `roundings` they are rounded on the way, which tells how far
+    the logits of this very model move when it is quantized so.
+    """
+    with torch.inference_mode(), _computing_in_fp32(model, roundings or Roundings({})):
+        output = model(input_ids=torch.tensor([tokens]), use_cache=False)
+        return np.asarray(output.logits[0].float().numpy())
+
+
+@contextmanager
+def _computing_in_fp32(model: PreTrainedModel, roundings: Roundings) -> Iterator[None]:
+    stored: dict[str, list[tuple[torch.nn.Parameter, torch.Tensor]]] = {}
+    head = model.get_output_embeddings().weight
+
+    def widen(name: str, module: torch.nn.Module, inputs: tuple[Any, ...]) -> Any:
+        own = list(module.parameters(recurse=False))
+        stored[name] = [(weight, weight.data) for weight in own]
+        for weight in own:
+            weight.data = weight.data.float()
+        if isinstance(module, torch.nn.Embedding) and module.weight is head:
+            # Tied: tokens are looked up in the rounded head.
+            if rounding := roundings.of("lm_head"):
+                module.weight.data = rounded(module.weight.data, rounding.bits, rounding.block_size)
+        elif isinstance(module, torch.nn.Linear) and (rounding := roundings.of(name)):
+            module.weight.data = rounded(module.weight.data, rounding.bits, rounding.block_size)
+            return (rounded(inputs[0], ACTIVATION_BITS, rounding.block_size), *inputs[1:])
+        return None
+
+    def restore(name: str) -> None:
+        for weight, data in stored.pop(name):
+            weight.data = data
+
+    hooks = []
+    for name, module in model.named_modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            hooks.append(module.register_forward_pre_hook(partial(widen, name)))
+            hooks.append(module.register_forward_hook(lambda *_, name=name: restore(name)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def artifact_logits(artifact: Path, tokens: list[int]) -> tuple[Logits, list[int]]:
+    """Logits, positions x vocabulary, of a model directory in onnxruntime-genai, the runtime that will serve it.
+
+    Returns:
+        The logits for `tokens`, and the tokens that the runtime itself makes of the fixed text.
+    """
+    model = onnxruntime_genai.Model(str(artifact))
+    parameters = onnxruntime_genai.GeneratorParams(model)
+    # Buffers are as long as max_length; a context of 128k tokens would cost gigabytes here.
+    parameters.set_search_options(max_length=len(tokens) + 1, do_sample=False)
+    generator = onnxruntime_genai.Generator(model, parameters)
+    at_once = max(len(tokens) - DECODED_TOKENS, 1)
+    parts = []
+    for part in [tokens[:at_once], *([token] for token in tokens[at_once:])]:
+        generator.append_tokens(np.array([part], dtype=np.int32))
+        parts.append(np.array(generator.get_output("logits"), dtype=np.float32)[0])
+    own_tokens = [int(token) for token in onnxruntime_genai.Tokenizer(model).encode(TEXT)][:MAX_TOKENS]
+    del generator, parameters, model
+    gc.collect()
+    return np.concatenate(parts), own_tokens
+
+
+def agreement(source: Logits, converted: Logits) -> Agreement:
+    """Compare two arrays of logits, positions x vocabulary."""
+    ours, theirs = (torch.from_numpy(logits).double() for logits in (source, converted))
+    top1 = (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()
+    log_p, log_q = ours.log_softmax(-1), theirs.log_softmax(-1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
+    centred = torch.stack([(logits - logits.mean(-1, keepdim=True)).flatten() for logits in (ours, theirs)])
+    # Equal constants have no correlation.
+    correlation = 1.0 if torch.equal(*centred) else torch.corrcoef(centred)[0, 1].item()
+    return Agreement(positions=len(source), top1=top1, kl=max(kl, 0.0), correlation=correlation)
