@@ -42,7 +42,7 @@ def certify(
 
     The artifact is registered in a fresh cache under the provisional name "<name>:1", loaded, and asked: through a chat
     session at once and streamed, and through the web endpoint, greedily and with an explicit max_tokens. It passes
-    when each completes with some text and all three give the same text.
+    when each completes, all three give the same text, and that is not empty for every question.
 
     Returns:
         {"status": "passed" | "failed", "name", "runtime": {library: version}, "network": "none" | "host",

@@ -31,6 +31,7 @@ class Settings(BaseSettings):
 
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8720, ge=0, le=65535)
+    flower_host: str = "127.0.0.1"
     flower_port: int = Field(default=5555, ge=0, le=65535)
     flower_password: SecretStr | None = None
     admin_key: SecretStr | None = None

@@ -30,7 +30,11 @@ def parts_of(request: Request) -> Parts:
 
 
 Stack = Annotated[Parts, Depends(parts_of)]
-Team = Annotated[str, Query(max_length=63, description="Whose batches, jobs or models.", examples=["default"])]
+Team = Annotated[
+    str, Query(pattern="^[a-z0-9][a-z0-9_-]{0,62}$", description="Whose batches, jobs or models.", examples=["default"])
+]
+# PostgreSQL takes no NUL in a text; names have none of the characters that this leaves out.
+PRINTABLE = "^[!-~]+$"
 DEFAULT_TEAM = "default"
 MAX_ID = 2**63 - 1
 BeforeId = Annotated[int | None, Query(ge=1, le=MAX_ID, description="Only older ones than this id: the next page.")]

@@ -90,14 +90,14 @@ def _workers(parts: Parts) -> Check:
     with parts.database.read() as session:
         alive = [worker for worker in views.workers(session) if worker["alive"]]
     if not alive:
-        return _fail("workers", "none is alive", "start one: `olivepress service worker`; until then jobs wait")
+        return _fail("workers", "none is alive", "start one: `olivepress service worker`; a new one needs a moment")
     slots = sum(worker["slots"] for worker in alive)
     without = [worker["host"] for worker in alive if BUILDER not in worker["toolchain"]]
     if without:
         detail = f"the toolchain is missing on: {', '.join(sorted(set(without)))}"
         return _fail("workers", detail, "install it there: pip install 'olivepress[worker]'")
     toolchains = sorted({_toolchain(worker["toolchain"]) for worker in alive})
-    return _ok("workers", f"{len(alive)} alive with {slots} slots; {' | '.join(toolchains)}")
+    return _ok("workers", f"{len(alive)} alive, slots: {slots}; {' | '.join(toolchains)}")
 
 
 def _toolchain(versions: Json) -> str:

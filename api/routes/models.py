@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.responses import StreamingResponse
 
-from api.routes import DEFAULT_TEAM, Parts, Stack, Team
+from api.routes import DEFAULT_TEAM, PRINTABLE, Parts, Stack, Team
 from api.schemas import Model, ModelSummary, Version
 from olivepress.database import registry_views
 from olivepress.database.tables import Json
@@ -15,9 +15,15 @@ from olivepress.errors import NotFound
 from olivepress.registry import VersionReference
 
 router = APIRouter(prefix="/models", tags=["models"])
-ModelName = Annotated[str, Path(max_length=100, examples=["support-en-int4"])]
+ModelName = Annotated[str, Path(max_length=100, pattern=PRINTABLE, examples=["support-en-int4"])]
 Reference = Annotated[
-    str, Path(max_length=64, description="A version's number, or an alias such as 'latest'.", examples=["latest", "3"])
+    str,
+    Path(
+        max_length=64,
+        pattern=PRINTABLE,
+        description="A version's number, or an alias such as 'latest'.",
+        examples=["latest", "3"],
+    ),
 ]
 MAX_DIGITS = 9
 FilePath = Annotated[str, Path(max_length=1024, examples=["genai_config.json"])]
@@ -28,7 +34,9 @@ def models(
     stack: Stack,
     team: Team = DEFAULT_TEAM,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    after: Annotated[str | None, Query(max_length=100, description="Only names behind this one.")] = None,
+    after: Annotated[
+        str | None, Query(max_length=100, pattern=PRINTABLE, description="Only names behind this one.")
+    ] = None,
 ) -> list[Json]:
     """Models of a team with their newest version and their aliases."""
     with stack.database.read() as session:

@@ -20,7 +20,7 @@ from olivepress.client import default_data_dir
 from olivepress.errors import OlivepressError
 
 Json = dict[str, Any]
-TESTED_PYTHON = ((3, 11), (3, 12))
+TESTED_PYTHON = ((3, 11),)
 LOW_DISK_BYTES = 5 * 10**9
 # What the base needs, then what each extra brings.
 PACKAGES = {
@@ -61,7 +61,7 @@ def _python() -> Json:
     found = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     if sys.version_info[:2] in TESTED_PYTHON:
         return _check("python", "ok", found)
-    return _check("python", "warn", found, f"olivepress is tested on {tested}; use one of them if something fails")
+    return _check("python", "warn", found, f"olivepress is tested on {tested}; use it if something fails")
 
 
 def _packages(extra: str, distributions: tuple[str, ...]) -> Json:

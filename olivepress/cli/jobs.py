@@ -12,7 +12,6 @@ from olivepress.cli.tables import (
     attempts_table,
     duration,
     jobs_table,
-    reused_lines,
     size,
     size_change,
     state_text,
@@ -116,8 +115,6 @@ def _show_job(found: dict[str, Any], logs: list[dict[str, Any]], to: Console) ->
         if value:
             to.print(Text(f"  {name:14}{value}"), soft_wrap=True)
     to.print(steps_table(found))
-    for line in reused_lines(found):
-        to.print(Text(f"  {line}", style="dim"))
     for step in found["steps"]:
         if len(step["attempts"]) > 1 or step["error_message"]:
             to.print(Text(f"attempts of {step['kind']}", style="bold"))

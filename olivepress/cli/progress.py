@@ -19,7 +19,7 @@ from olivepress.jobs import FINAL_JOB_STATES, STEP_ORDER, JobState, StepState
 Json = dict[str, Any]
 Sleep = Callable[[float], None]
 
-LOOK_EVERY_S = 0.5
+LOOK_EVERY_S = 0.25
 # A restart of the API takes seconds; a batch takes hours.
 OUTAGE_LIMIT_S = 120.0
 MAX_BARS = 30

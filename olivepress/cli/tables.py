@@ -259,9 +259,13 @@ def step_text(job: Json) -> str:
     return "gates"
 
 
-def reused_lines(job: Json) -> list[str]:
-    """Which steps of a job were not run, and whose result they have."""
-    return [f"{step['kind']}: {_reused(step)}" for step in job["steps"] if step["reused"]]
+def reuse_lines(batch: Json) -> list[str]:
+    """One line for each job of a batch that did not run all of its steps: which, and whose results they are."""
+    return [
+        f"job {job['id']} {job['name']} {job['recipe']}: {'; '.join(parts)}"
+        for job in batch["jobs"]
+        if (parts := _reuse(job["steps"]))
+    ]
 
 
 def state_text(state: str) -> Text:
@@ -329,6 +333,14 @@ def _note(step: Json) -> str:
     if step["reused"]:
         return _reused(step)
     return str(step["phase"] or "") if step["state"] == StepState.RUNNING else ""
+
+
+def _reuse(steps: Iterable[Json]) -> list[str]:
+    kinds: dict[str, list[str]] = {}
+    for step in steps:
+        if step["reused"]:
+            kinds.setdefault(_reused(step), []).append(step["kind"])
+    return [f"{', '.join(names)} {source}" for source, names in kinds.items()]
 
 
 def _reused(step: Json) -> str:

@@ -10,7 +10,7 @@ from olivepress.cli import FAILED
 from olivepress.cli.options import AsJson, Team
 from olivepress.cli.output import connect, console, emit
 from olivepress.cli.progress import watch_batch
-from olivepress.cli.tables import batch_table, failure_lines
+from olivepress.cli.tables import batch_table, failure_lines, reuse_lines
 from olivepress.client import DEFAULT_TEAM, Client
 from olivepress.errors import NotFound
 from olivepress.jobs import JobState
@@ -54,9 +54,11 @@ def follow(client: Client, batch_id: int, *, as_json: bool) -> None:
 
 
 def show_outcome(batch: dict[str, Any], to: Console) -> None:
-    """The table of a batch that is over, and the message of each job that failed."""
+    """The table of a batch that is over, what was reused, and the message of each job that failed."""
     to.print()
     to.print(batch_table(batch))
+    for text in reuse_lines(batch):
+        to.print(Text(text, style="dim"), soft_wrap=True)
     for line in failure_lines(batch):
         to.print(line, soft_wrap=True)
     versions = [job["version"] for job in batch["jobs"] if job["version"]]

@@ -1,6 +1,7 @@
 """The whole stack from outside: what a user submits, what comes out, and what survives when parts are killed."""
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from olivepress import foundry_runtime
 from olivepress.cli.install import install_version
 from olivepress.client import Client
+from olivepress.errors import ServiceUnavailable
 from olivepress.jobs import FINAL_JOB_STATES, JobState
 from olivepress.manifest import parse_manifest
 from olivepress.registry import parse_reference
@@ -153,7 +155,8 @@ def test_a_killed_child_ends_its_attempt_and_the_step_is_tried_again(
     batch_id = submit(client, {"path": str(models / "phi"), "name": "crashed"}, recipes=["cpu-int8"])
     wait_until(in_step(client, batch_id, "convert"), JOB_WITHIN_S, every_s=0.02)
     worker = stack.part("worker")
-    (child,) = [process for process in worker.children(recursive=True) if not process.children()][-1:]
+    # The child leads a session of its own; the forkserver and its helpers are in the worker's.
+    (child,) = [process for process in worker.children(recursive=True) if os.getsid(process.pid) == process.pid]
     child.send_signal(signal.SIGKILL)
     job = finished(client, batch_id)["crashed cpu-int8"]
     assert job["state"] == JobState.SUCCEEDED
@@ -169,14 +172,11 @@ def test_a_killed_part_is_restarted_and_the_work_goes_on(
     before = stack.part(part)
     before.send_signal(signal.SIGKILL)
     wait_until(lambda: not before.is_running(), 10)
-    wait_until(lambda: client.healthz() is not None, 60) if part != "api" else None
     job = finished_despite_outages(client, batch_id)[f"without-{part} cpu-int8"]
     assert job["version"] == f"without-{part}-int8:1"
 
 
 def finished_despite_outages(client: Client, batch_id: int) -> dict[str, dict[str, Any]]:
-    from olivepress.errors import ServiceUnavailable
-
     def is_over() -> bool:
         try:
             return client.batch(batch_id)["state"] in FINAL_JOB_STATES

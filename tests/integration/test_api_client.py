@@ -176,7 +176,9 @@ class TestCommands:
         publish_job(api, second)
 
         assert run(["job", str(second)]) == 0
-        assert "convert: reused from job 1" in capsys.readouterr().out
+        assert "reused from job 1" in capsys.readouterr().out
+        assert run(["watch"]) == 0
+        assert f"job {second} a cpu-int4: convert, package, validate reused from job 1" in capsys.readouterr().out
 
     def test_every_list_has_a_table_and_one_json_document(self, api: Api, url: str, capsys: Any) -> None:
         start_worker(api.database)

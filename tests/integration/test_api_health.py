@@ -58,7 +58,7 @@ class TestHealth:
     def test_living_workers_are_shown_with_their_toolchain(self, api: Api) -> None:
         start_worker(api.database)
 
-        assert checks(api)["workers"] == ("ok", "1 alive with 2 slots; olive-ai 0.13.0, onnxruntime-genai 0.18.0")
+        assert checks(api)["workers"] == ("ok", "1 alive, slots: 2; olive-ai 0.13.0, onnxruntime-genai 0.18.0")
 
     def test_a_worker_without_toolchain_is_named(self, api: Api) -> None:
         start_worker(api.database, toolchain={"python": "3.11.7"})

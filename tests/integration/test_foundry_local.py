@@ -94,6 +94,19 @@ def test_a_context_that_leaves_no_room_for_default_answers_is_noted(copy: Path, 
     assert "every request must set it" in certificate["notes"][0]
 
 
+def test_a_model_that_says_nothing_at_all_gets_no_certificate(copy: Path, scratch: Path) -> None:
+    # Special tokens are not written; here every token is one.
+    flags = {"special": True, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
+    vocabulary = json.loads((copy / "tokenizer.json").read_text())["model"]["vocab"]
+    added = [{"id": number, "content": text} | flags for text, number in vocabulary.items()]
+    rewrite_json(copy / "tokenizer.json", added_tokens=added)
+
+    certificate = certify(copy, "tiny-int4", [QUESTION], scratch)
+
+    assert certificate["status"] == "failed"
+    assert "answered none of 2 questions with any text" in certificate["problem"]
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [

@@ -229,6 +229,23 @@ class TestUnusualAndSound:
 
         assert "changes nothing" in run(adapter, sound / "qwen2")["notes"][0]
 
+    def test_a_tokenizer_that_transformers_opens_by_other_rules_is_noted(self, copy_of: Callable[[str], Path]) -> None:
+        directory = copy_of("qwen2")
+        path = directory / "tokenizer.json"
+        tokenizer = json.loads(path.read_text())
+        # GPT-2's way keeps digits together; transformers gives every qwen2 model Qwen's, which parts them.
+        tokenizer["pre_tokenizer"] = {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": True,
+        }
+        path.write_text(json.dumps(tokenizer))
+
+        (note,) = run(directory)["notes"]
+
+        assert note == f"Qwen2Tokenizer, as transformers opens {path}, cuts text otherwise than the file itself says"
+
     def test_a_base_of_another_name_is_noted(self, sound: Path, tmp_path: Path) -> None:
         other = shutil.copytree(sound / "qwen2", tmp_path / "other")
 

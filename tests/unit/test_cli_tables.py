@@ -12,7 +12,7 @@ from olivepress.cli.tables import (
     jobs_table,
     number,
     prompts_passed,
-    reused_lines,
+    reuse_lines,
     size,
     size_change,
     step_text,
@@ -97,16 +97,17 @@ def test_a_job_stopped_by_its_gates_says_so_though_no_step_failed() -> None:
     assert step_text(job_of(1, JobState.FAILED, steps=steps)) == "gates"
 
 
-def test_a_reused_step_names_the_job_only_within_the_team() -> None:
+def test_what_was_reused_is_told_with_its_job_only_within_the_team() -> None:
     steps = [
         step_of("ingest", "succeeded"),
         step_of("convert", "succeeded", reused=True, reused_job=4),
-        step_of("package", "succeeded", reused=True, reused_job=None),
+        step_of("package", "succeeded", reused=True, reused_job=4),
+        step_of("validate", "succeeded", reused=True, reused_job=None),
+        step_of("publish", "succeeded"),
     ]
 
-    assert reused_lines(job_of(9, steps=steps)) == [
-        "convert: reused from job 4",
-        "package: reused from another team's job",
+    assert reuse_lines(batch_of(job_of(8), job_of(9, steps=steps))) == [
+        "job 9 support-9 cpu-int4: convert, package reused from job 4; validate reused from another team's job"
     ]
 
 

@@ -26,6 +26,8 @@ MODULES = (
     "uuid", "warnings", "weakref", "zipfile",
 )  # fmt: skip
 LONGEST_SUMMARY = 200
+SHORTEST_PARAGRAPH = 60
+LEAST_LETTERS = 0.92
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,14 @@ class Corpus:
 
 def documentation() -> Corpus:
     """The language reference that `help()` shows, and the docstrings of the standard library."""
-    texts = [re.sub(r"\*{3,}|={3,}|-{3,}", "", text) for _, text in sorted(topics.items())]
+    texts = [_prose(text) for _, text in sorted(topics.items())]
     chats = []
     for name, docstring in _docstrings():
-        texts.append(docstring)
+        texts.append(_prose(docstring))
         summary = " ".join(docstring.partition("\n\n")[0].split())
         if summary.endswith(".") and len(summary) <= LONGEST_SUMMARY:
             chats.append((f"What is {name}?", summary))
-    return Corpus(texts, chats)
+    return Corpus([text for text in texts if text], chats)
 
 
 def lessons(fine_tune: str) -> list[Lesson]:
@@ -62,6 +64,17 @@ def lessons(fine_tune: str) -> list[Lesson]:
     lines = (DEMO_DATA / f"{fine_tune}.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     return [Lesson(tuple(row["questions"]), row["answer"], row["expect"]) for row in rows]
+
+
+def _prose(text: str) -> str:
+    """The paragraphs that are sentences, each on one line: no tables, grammars, code or headings."""
+    paragraphs = [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text)]
+    return "\n".join(paragraph for paragraph in paragraphs if _is_prose(paragraph))
+
+
+def _is_prose(paragraph: str) -> bool:
+    letters = sum(character.isalpha() or character in " .," for character in paragraph)
+    return len(paragraph) >= SHORTEST_PARAGRAPH and letters >= LEAST_LETTERS * len(paragraph)
 
 
 def _docstrings() -> Iterator[tuple[str, str]]:

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnxruntime.quantization.neural_compressor import weight_only
 from onnxruntime_genai.models import builder
 from transformers import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from workers.toolchains.replaced import replaced
 
@@ -19,7 +21,6 @@ def mend_config(config: PreTrainedConfig) -> None:
     """
     _mark_windowed_layers(config)
     _flatten_rope_by_layer_type(config)
-    _complete_yarn(config)
     _agree_on_original_context(config)
 
 
@@ -38,14 +39,6 @@ def _flatten_rope_by_layer_type(config: PreTrainedConfig) -> None:
     config.rope_theta = rope["full_attention"]["rope_theta"]
     config.rope_local_base_freq = rope["sliding_attention"]["rope_theta"]
     config.rope_parameters = dict(rope["full_attention"])
-
-
-def _complete_yarn(config: PreTrainedConfig) -> None:
-    # Configs may leave these out; transformers then takes 32 and 1, the builder divides by zero.
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "yarn":
-        rope["beta_fast"] = rope.get("beta_fast") or 32
-        rope["beta_slow"] = rope.get("beta_slow") or 1
 
 
 def _agree_on_original_context(config: PreTrainedConfig) -> None:
@@ -67,6 +60,8 @@ def builder_mended() -> AbstractContextManager[None]:
         (builder.Model, "get_genai_commit", classmethod(lambda cls: None)),
         (builder.Model, "make_tied_embeddings_init", _tie_embeddings),
         (builder.Model, "make_tied_quantized_embedding_input_names", _names_of_tied_weights),
+        (builder.Model, "make_rope_init", _rope),
+        (builder.Model, "make_inv_freq_rescaled_with_ntk", _yarn_frequencies),
         (builder.LlamaModel, "make_rope_init", _rope_of_llama),
         (builder.SmolLM3Model, "make_attention", _attention_with_or_without_rope),
         (weight_only, "make_matmul_weight_only_node", _matmul_node),
@@ -105,13 +100,28 @@ def _names_of_tied_weights(model: builder.Model) -> tuple[int, str, str, str]:
     return bits, weight, scales, zero_points
 
 
+_original_rope = builder.Model.make_rope_init
+
+
+def _rope(model: builder.Model, config: PreTrainedConfig) -> None:
+    # Of YaRN the builder forgets the default values and the rounding of its range; transformers knows them.
+    _original_rope(model, config)
+    if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "yarn":
+        frequencies, scale = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))
+        model.rope_attrs |= {"mscale": scale, "yarn_frequencies": frequencies}
+
+
+def _yarn_frequencies(model: builder.Model, _: torch.Tensor) -> torch.Tensor:
+    return model.rope_attrs["yarn_frequencies"]
+
+
 _original_rope_of_llama = builder.LlamaModel.make_rope_init
 
 
 def _rope_of_llama(model: builder.LlamaModel, config: PreTrainedConfig) -> None:
     # For Llama the builder knows Llama 3's way of stretching rope, and forgets those that it knows for all others.
     if config.rope_parameters["rope_type"] in ("linear", "yarn"):
-        builder.Model.make_rope_init(model, config)
+        _rope(model, config)
     else:
         _original_rope_of_llama(model, config)
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from olivepress.checkpoint_files import CONFIG
@@ -15,8 +16,10 @@ from workers.toolchains.library_edge import library_edge
 # Letters of both cases, digits, punctuation: what every chat is made of.
 SAMPLE = "Hello, world! The 3 quick brown foxes jump over 12 lazy dogs (at 7:45)."
 FOREIGN_SAMPLE = "Grüße aus Köln, ça va bien? 你好 🙂"
+TOKENIZER = "tokenizer.json"
 SAVE_TOKENIZER = "save the one the model was trained with: tokenizer.save_pretrained(...)"
 REPLACE_TEMPLATE = "put back the one that the model was trained with"
+CODE_SAMPLE = "def f(a, b):\n    return  a[2024] + b\n\n\nprint(f(1234, 56))\t# it's"
 MESSAGE = "olivepress asks a question"
 SMALLEST_VOCABULARY = 16
 # Gemma 3 text models carry the name of a token that only their image models have a row for.
@@ -45,7 +48,7 @@ def check_tokenizer(checkpoint: Checkpoint, model: ModelFacts) -> list[str]:
     _check_vocabulary(directory, tokenizer, model.vocabulary_size)
     _check_stop(checkpoint, tokenizer, model)
     _check_chat(directory / template, tokenizer)
-    return _check_round_trip(directory, tokenizer)
+    return _check_round_trip(directory, tokenizer) + _cutting_notes(directory, tokenizer)
 
 
 def _check_vocabulary(directory: Path, tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> None:
@@ -104,6 +107,21 @@ def _check_round_trip(directory: Path, tokenizer: PreTrainedTokenizerBase) -> li
         if lost:
             notes.append(f"the tokenizer loses characters: '{sample}' becomes '{given_back}'")
     return notes
+
+
+def _cutting_notes(directory: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Where transformers puts the rules of the model's family in the place of those that tokenizer.json holds."""
+    if not (directory / TOKENIZER).is_file():
+        return []
+    with library_edge(f"{directory / TOKENIZER} cannot be opened", SAVE_TOKENIZER):
+        stored = Tokenizer.from_file(str(directory / TOKENIZER))
+    for sample in (SAMPLE, FOREIGN_SAMPLE, CODE_SAMPLE):
+        if stored.encode(sample, add_special_tokens=False).ids != tokenizer.encode(sample, add_special_tokens=False):
+            name = type(tokenizer).__name__
+            return [
+                f"{name}, as transformers opens {directory / TOKENIZER}, cuts text otherwise than the file itself says"
+            ]
+    return []
 
 
 def _bare(text: str) -> str:

@@ -1,0 +1,19 @@
+# One image for every service; the command chooses which. PyTorch is the CPU build.
+FROM python:3.11-slim
+
+ARG OLIVEPRESS_TORCH_INDEX=https://download.pytorch.org/whl/cpu
+WORKDIR /src
+COPY requirements.lock scripts/install_torch.py ./
+RUN mkdir scripts && mv install_torch.py scripts/ && python scripts/install_torch.py
+COPY pyproject.toml README.md ./
+COPY olivepress olivepress
+COPY api api
+COPY scheduler scheduler
+COPY workers workers
+RUN pip install --no-cache-dir --constraint requirements.lock '.[server,worker]' && rm -rf /src/*
+
+RUN useradd --create-home --uid 10001 olivepress && mkdir -p /data/store && chown -R olivepress /data
+USER olivepress
+ENV OLIVEPRESS_DATA_DIR=/data OLIVEPRESS_LOG_FORMAT=json
+VOLUME /data
+ENTRYPOINT ["olivepress", "service"]
