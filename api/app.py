@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import Depends, FastAPI
+from fastapi_swagger import patch_fastapi
 from pydantic import SecretStr
 
 import olivepress
@@ -63,10 +64,14 @@ def create_app(settings: Settings, database: Database, store: DirectoryStore, ri
         description=DESCRIPTION,
         openapi_tags=TAGS,
         # Beyond this machine, nobody without the key learns anything.
-        docs_url="/docs" if is_local else None,
-        redoc_url="/redoc" if is_local else None,
         openapi_url="/openapi.json" if is_local else None,
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
     )
+    if is_local:
+        # FastAPI's own page loads its scripts from elsewhere and stays blank without internet; this one brings them.
+        patch_fastapi(app)
     app.state.parts = Parts(settings, _admin_key(settings.admin_key), database, store, ring)
     app.add_middleware(BodyLimit)
     errors.install(app)

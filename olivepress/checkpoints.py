@@ -23,12 +23,19 @@ from olivepress.checkpoint_files import (
     file_identity,
     read_json,
     relevant_files,
+    unreadable,
 )
 from olivepress.conversion_cost import Sizes, predicted_cost
 from olivepress.errors import BadCheckpoint
 from olivepress.recipes import BUILT_IN
 from olivepress.safetensors_header import FLOAT_DTYPES, SafetensorsFile, Tensor, read_safetensors_header
-from olivepress.tokenizer_files import chat_template_file, check_tokenizer_files, has_tokenizer, tokenizer_class
+from olivepress.tokenizer_files import (
+    chat_template_file,
+    check_tokenizer_files,
+    has_tokenizer,
+    refuse_stray_template,
+    tokenizer_class,
+)
 from olivepress.weight_files import find_weights, refuse_without_weights
 
 __all__ = ["Checkpoint", "CheckpointKind", "adapter_base", "file_identity", "inspect", "read_checkpoint"]
@@ -190,6 +197,19 @@ def read_checkpoint(directory: Path, base: Path | None = None) -> Checkpoint:
     return _read_full(directory)
 
 
+def check_text_files(checkpoint: Checkpoint) -> str:
+    """See that the folder whose tokenizer counts has one, and one chat template; the name of the template's file.
+
+    Raises:
+        BadCheckpoint: something is missing, or two templates differ.
+    """
+    directory = checkpoint.tokenizer_directory
+    if directory != checkpoint.directory:
+        refuse_stray_template(checkpoint.directory, directory)
+    check_tokenizer_files(directory)
+    return chat_template_file(directory)
+
+
 def inspect(path: Path, base: Path | None = None) -> dict[str, Any]:
     """What `olivepress inspect` shows: the facts, problems that ingest would refuse, and a predicted cost by recipe.
 
@@ -203,15 +223,18 @@ def inspect(path: Path, base: Path | None = None) -> dict[str, Any]:
 
     Raises:
         BadCheckpoint: there is no checkpoint to tell anything about.
+        TransientError: the disk or share does not give the files.
     """
     if not path.is_dir():
         raise BadCheckpoint(f"there is no directory '{path}'; check the path")
-    checkpoint = read_checkpoint(path, base or adapter_base(path))
+    try:
+        checkpoint = read_checkpoint(path, base or adapter_base(path))
+    except OSError as error:
+        raise unreadable(Path(error.filename or path), error) from None
     problems: list[str] = []
     template = None
     try:
-        check_tokenizer_files(checkpoint.tokenizer_directory)
-        template = chat_template_file(checkpoint.tokenizer_directory)
+        template = check_text_files(checkpoint)
     except BadCheckpoint as problem:
         problems.append(str(problem))
     return {
@@ -286,10 +309,13 @@ def _read_full(directory: Path) -> Checkpoint:
 
 
 def _no_checkpoint(directory: Path) -> str:
-    inside = [path.parent.name for name in (CONFIG, ADAPTER_CONFIG) for path in directory.glob(f"*/{name}")]
+    # The second is the hub's cache: models--org--name/snapshots/<revision>.
+    patterns = [f"{below}/{name}" for below in ("*", "snapshots/*") for name in (CONFIG, ADAPTER_CONFIG)]
+    found = (path.parent.relative_to(directory) for pattern in patterns for path in directory.glob(pattern))
+    inside = [folder.as_posix() for folder in found]
     if inside:
         # Trainers number them: the last is the most likely.
-        inside.sort(key=lambda name: int(found[1]) if (found := STEP_FOLDER.search(name)) else -1)
+        inside.sort(key=lambda name: int(match[1]) if (match := STEP_FOLDER.search(name)) else -1)
         return (
             f"{directory} is no checkpoint itself but holds {len(inside)}, such as {inside[-1]}; "
             f"submit {directory / inside[-1]}"

@@ -69,15 +69,17 @@ class DomainPrompt(Strict):
 
 
 Prompts = Annotated[list[DomainPrompt], Field(max_length=1000)]
-Name = Annotated[str, Field(min_length=1, max_length=100)]
+# PostgreSQL holds no NUL, and no path or name has one.
+Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00]*$")]
+Place = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 
 
 class CheckpointEntry(Strict):
     """One checkpoint of a batch, or a glob of them."""
 
-    path: Annotated[str, Field(min_length=1, max_length=4096)]
+    path: Place
     name: Name | None = None
-    base: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    base: Place | None = None
     prompts: Prompts | None = None
 
 

@@ -50,14 +50,26 @@ def chat_template_file(directory: Path) -> str:
             f"{directory} has two chat templates that differ: {CHAT_TEMPLATE} has {_excerpt(in_file, inline)} where "
             f"{TOKENIZER_CONFIG} has {_excerpt(inline, in_file)}; remove the one that the model was not trained with"
         )
-    if in_file:
-        return CHAT_TEMPLATE
-    if inline:
-        return TOKENIZER_CONFIG
+    if in_file or inline:
+        return CHAT_TEMPLATE if in_file else TOKENIZER_CONFIG
     raise BadCheckpoint(
         f"{directory} has no chat template, so nobody can chat with the model; put the one it was trained with into "
         f"{CHAT_TEMPLATE}, or into {TOKENIZER_CONFIG} as 'chat_template'"
     )
+
+
+def refuse_stray_template(adapter: Path, base: Path) -> None:
+    """See that an adapter without a tokenizer does not carry a chat template that nobody would read.
+
+    Raises:
+        BadCheckpoint: it has one that is not its base's.
+    """
+    own = _template_file(adapter) or _inline_template(adapter)
+    if own and own.strip() != (_template_file(base) or _inline_template(base) or "").strip():
+        raise BadCheckpoint(
+            f"{adapter} has a chat template of its own and no tokenizer, so the one of its base {base} would be used; "
+            "save the tokenizer beside the adapter: tokenizer.save_pretrained(...)"
+        )
 
 
 def _inline_template(directory: Path) -> str | None:

@@ -5,9 +5,8 @@ import secrets
 import socket
 
 from olivepress.database.sessions import Database
-from olivepress.database.workers import give_lease_back, take_lease
+from olivepress.database.workers import SCHEDULER_LEASE, give_lease_back, take_lease
 
-LEASE_NAME = "scheduler"
 LEASE_S = 10.0
 
 
@@ -21,9 +20,9 @@ class Leadership:
     def hold(self) -> bool:
         """Get or keep the leadership; called with every tick, far more often than the lease runs out."""
         with self._database.write() as session:
-            return take_lease(session, LEASE_NAME, self._holder, LEASE_S)
+            return take_lease(session, SCHEDULER_LEASE, self._holder, LEASE_S)
 
     def give_back(self) -> None:
         """Let the next one lead at once."""
         with self._database.write() as session:
-            give_lease_back(session, LEASE_NAME, self._holder)
+            give_lease_back(session, SCHEDULER_LEASE, self._holder)

@@ -200,7 +200,7 @@ class Attempt:
         runtime = self._runtime
         if self._held.step_id in runtime.cancelled:
             return Ended(Ending(AttemptOutcome.CANCELLED))
-        if self._lease.in_shutdown_grace():
+        if self._lease.must_let_go():
             return Ended(Ending(AttemptOutcome.SHUTDOWN))
         limit_s = runtime.settings.step_time_limit_s
         if running_s > limit_s:

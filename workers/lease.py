@@ -51,7 +51,7 @@ class Lease:
         if time.monotonic() - self._sure_since > jobs.SELF_FENCE_S:
             raise LeaseLost("the database could not be reached for most of the lease")
 
-    def in_shutdown_grace(self) -> bool:
+    def must_let_go(self) -> bool:
         """Whether the worker was asked to end and the grace for running steps is over."""
         if not self._runtime.shutdown.is_set():
             return False

@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command and give its exit code; an olivepress error is one line on standard error."""
+    """Run one command and give its exit code; what a user can mend is one line on standard error."""
     try:
         typer.main.get_command(app).main(args=arguments, prog_name="olivepress")
     except SystemExit as ending:
@@ -101,6 +101,12 @@ def run(arguments: list[str]) -> int:
     except OlivepressError as error:
         typer.echo(f"error: {error}", err=True)
         return exit_code_of(error)
+    except OSError as error:
+        # This process's edge: a file that cannot be read or written is the user's to mend, not a bug to trace.
+        if error.filename is None:
+            raise
+        typer.echo(f"error: {error.strerror}: {error.filename}; check the path and who may use it", err=True)
+        return FAILED
     return 0
 
 

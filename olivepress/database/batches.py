@@ -67,7 +67,9 @@ def insert_batch(
     ]
     returning = insert(JobRow).returning(JobRow.id, sort_by_parameter_order=True)
     job_ids = list(session.scalars(returning, rows))
-    session.execute(insert(StepRow), [step for pair in zip(job_ids, rows, strict=True) for step in _steps(*pair)])
+    steps = [step for pair in zip(job_ids, rows, strict=True) for step in _steps(*pair)]
+    # Without it the keys that are NULL would split the one statement into thousands.
+    session.execute(insert(StepRow).execution_options(render_nulls=True), steps)
     return BatchId(batch.id), [JobId(job_id) for job_id in job_ids]
 
 

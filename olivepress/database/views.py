@@ -9,11 +9,10 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import AttemptRow, BatchRow, JobRow, Json, LeaseRow, StepRow, VersionRow, WorkerRow
-from olivepress.database.workers import ALIVE_FOR_S
+from olivepress.database.workers import ALIVE_FOR_S, SCHEDULER_LEASE
 from olivepress.errors import NotFound
 from olivepress.jobs import FINAL_JOB_STATES, JobState, StepKind, StepState, batch_state
 
-SCHEDULER_LEASE = "scheduler"
 # Sizes are read as floats: PostgreSQL's integer ends at 2 GiB, a float is exact up to 2^53.
 _FIGURES: dict[str, tuple[str, ...]] = {
     "source_size_bytes": ("source_size_bytes",),

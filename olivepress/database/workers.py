@@ -12,6 +12,7 @@ from olivepress.database.tables import LeaseRow, WorkerRow
 
 SEEN_EVERY_S = 15.0
 ALIVE_FOR_S = 45.0
+SCHEDULER_LEASE = "scheduler"
 
 
 @dataclass(frozen=True)

@@ -72,3 +72,14 @@ def renamed(rename: Callable[[str], str]) -> Callable[[Path], None]:
             tensors[rename(name)] = tensors.pop(name)
 
     return lambda directory: edit_weights(directory, change)
+
+
+def add_token(directory: Path, content: str, number: int) -> None:
+    path = directory / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["added_tokens"].append(tokenizer["added_tokens"][-1] | {"id": number, "content": content})
+    path.write_text(json.dumps(tokenizer))
+
+
+def set_config(**values: Any) -> Callable[[Path], None]:
+    return lambda directory: edit_json(directory / "config.json", **values)

@@ -80,7 +80,7 @@ class TestKey:
 
 class TestDocumentation:
     def test_it_is_open_on_loopback(self, api: Api) -> None:
-        for path in ("/docs", "/redoc", "/openapi.json"):
+        for path in ("/docs", "/openapi.json"):
             assert api.http.get(path, headers={"Authorization": ""}).status_code == 200
 
     def test_it_is_closed_beyond_loopback(self, database: Database, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ class TestDocumentation:
         app = create_app(settings, database, DirectoryStore(tmp_path / "store"), lambda: None)
 
         with TestClient(app) as http:
-            assert [http.get(path).status_code for path in ("/docs", "/redoc", "/openapi.json")] == [404] * 3
+            assert [http.get(path).status_code for path in ("/docs", "/openapi.json")] == [404] * 2
 
     def test_every_operation_has_a_summary_a_tag_and_its_errors(self, api: Api) -> None:
         for method, path, operation in operations(api.get("/openapi.json")):

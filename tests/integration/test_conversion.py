@@ -35,9 +35,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("style", ["qwen2", "llama", "phi3"])
-def test_every_style_converts_with_every_recipe(
-    checkpoints: Path, tmp_path: Path, style: str, recipe: str
-) -> None:
+def test_every_style_converts_with_every_recipe(checkpoints: Path, tmp_path: Path, style: str, recipe: str) -> None:
     result = run_convert(checkpoints / style, recipe, tmp_path)
 
     assert {path.name for path in (tmp_path / "output").iterdir()} == MODEL_FILES

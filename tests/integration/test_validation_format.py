@@ -39,7 +39,7 @@ def package_copy(packaged: Path, tmp_path: Path) -> Path:
         (lambda d: rewrite_json(d / "genai_config.json", model__eos_token_id=[511, 512]), "token 512"),
         (lambda d: rewrite_json(d / "genai_config.json", search__max_length=5000), "5000 tokens in a context of 4096"),
         (lambda d: (d / "model.onnx").unlink(), "has no model.onnx"),
-        (lambda d: (d / "model.onnx").writebytes_of(b"no graph"), "no ONNX model"),
+        (lambda d: (d / "model.onnx").write_bytes(b"no graph"), "no ONNX model"),
         (lambda d: (d / "model.onnx.data").unlink(), "has no model.onnx.data"),
         (lambda d: os.truncate(d / "model.onnx.data", 1000), "ends at 1000 bytes and the graph reads"),
         (lambda d: (d / "tokenizer.json").unlink(), "has no tokenizer.json"),

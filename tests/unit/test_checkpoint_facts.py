@@ -166,6 +166,18 @@ class TestTemplateAndTokenizer:
         assert """chat_template.jinja has "…sages %}{{ message['text']""" in problem
         assert """tokenizer_config.json has "…sages %}{{ message['content']""" in problem
 
+    def test_an_adapters_own_template_needs_a_tokenizer_beside_it(self, tmp_path: Path) -> None:
+        base = write_checkpoint(tmp_path / "base")
+        adapter = write_adapter(tmp_path / "adapter", base_model_name_or_path=str(base))
+        (adapter / "chat_template.jinja").write_text(TEMPLATE)
+        assert self.problems(adapter) == []
+
+        (adapter / "chat_template.jinja").write_text(TEMPLATE.replace("content", "text"))
+
+        (problem,) = self.problems(adapter)
+        assert f"{adapter} has a chat template of its own and no tokenizer" in problem
+        assert "save the tokenizer beside the adapter" in problem
+
     def test_of_several_named_templates_the_default_counts(self, tmp_path: Path) -> None:
         directory = write_checkpoint(tmp_path / "m")
         named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": TEMPLATE}]

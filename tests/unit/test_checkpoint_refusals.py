@@ -257,6 +257,12 @@ class TestRefusals:
         with pytest.raises(BadCheckpoint, match=r"holds 3, such as checkpoint-1000; submit .*/run/checkpoint-1000"):
             read_checkpoint(tmp_path / "run")
 
+    def test_the_folder_of_a_hubs_cache_says_which_snapshot_to_submit(self, tmp_path: Path) -> None:
+        write_checkpoint(tmp_path / "models--org--name" / "snapshots" / "0a1b")
+
+        with pytest.raises(BadCheckpoint, match=r"submit .*/models--org--name/snapshots/0a1b"):
+            read_checkpoint(tmp_path / "models--org--name")
+
     def test_a_full_checkpoint_has_no_use_for_a_base(self, tmp_path: Path) -> None:
         with pytest.raises(BadCheckpoint, match=r"is no adapter .* leave 'base' out"):
             read_checkpoint(write_checkpoint(tmp_path / "m"), write_checkpoint(tmp_path / "base"))

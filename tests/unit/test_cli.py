@@ -187,6 +187,19 @@ class TestExitCodes:
         assert printed.out == ""
         assert printed.err != ""
 
+    def test_a_file_that_may_not_be_used_is_one_line(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def refuse() -> Client:
+            raise PermissionError(13, "Permission denied", "/data/server.json")
+
+        monkeypatch.setattr(watch_command, "connect", refuse)
+
+        assert run(["watch"]) == 1
+        assert capsys.readouterr().err == (
+            "error: Permission denied: /data/server.json; check the path and who may use it\n"
+        )
+
 
 class TestDoctor:
     def test_without_a_stack_it_fails_and_says_how_to_start_one(self, capsys: pytest.CaptureFixture[str]) -> None:

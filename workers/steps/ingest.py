@@ -154,14 +154,10 @@ def _read(folder: Checkpoint, fingerprint: frozenset[str], progress: _Progress) 
     with weights.one_thread(), ThreadPoolExecutor(READERS) as pool:
         futures = [pool.submit(read, path) for path in folder.files]
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        if any(future.exception() for future in done):
+        if fault := next(filter(None, (future.exception() for future in done)), None):
             progress.is_stopped = True
             pool.shutdown(cancel_futures=True)
-        # Of several faults the first by name is told, whichever thread was faster.
-        faults = [future.exception() for future in futures if not future.cancelled()]
-        for fault in faults:
-            if fault is not None and not isinstance(fault, CancelledError):
-                raise fault
+            raise fault
         scanned = [future.result() for future in futures]
     files = [
         HashedFile(_name(folder, path), path.stat().st_size, scan.sha256)

@@ -27,6 +27,7 @@ __all__ = ["ModelFacts", "check_adapter", "check_architecture", "supported_archi
 
 NAMES_SHOWN = 3
 MEND_CONFIG = "put back the config.json that belongs to the weights"
+STARTS_FROM_BASE = ("pissa", "olora", "eva", "corda", "loftq", "lora_ga")
 WHOLE_EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
 
 
@@ -219,8 +220,9 @@ def _facts(
 def _peft_config(checkpoint: Checkpoint) -> peft.PeftConfig:
     config = peft.PeftConfig.from_pretrained(str(checkpoint.directory))
     config.inference_mode = True
-    # Others, such as "pissa", start from the base's weights, which are not here; names and shapes are the same.
-    config.init_lora_weights = True
+    if str(config.init_lora_weights).startswith(STARTS_FROM_BASE):
+        # The base's weights are not here; names and shapes are the same with any start.
+        config.init_lora_weights = True
     return config
 
 

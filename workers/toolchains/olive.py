@@ -1,6 +1,7 @@
 """A checkpoint becomes an onnxruntime-genai model directory through Olive's Python API; quiet failures become loud."""
 
 import contextlib
+import gc
 import inspect
 import json
 import logging
@@ -76,8 +77,9 @@ def build(
         built, names = _run_olive(source, options, scratch, report, doing)
         for name in sorted(names):
             shutil.move(built / name, output / name)
-        # Olive's cache holds a second copy of the weights.
+        # Olive's cache holds a second copy of the weights on disk, the builder's graph, in cycles, one in memory.
         shutil.rmtree(scratch)
+        gc.collect()
     _refuse_incomplete(output, doing)
 
 

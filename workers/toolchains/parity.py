@@ -1,6 +1,5 @@
 """Does a converted model say what its source says? Logits of both on one fixed text, compared."""
 
-import gc
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -107,10 +106,7 @@ def _source_logits(source: Path, tokens: list[int], roundings: Roundings) -> tup
     """The source's logits, and those that it has when its matrices are rounded as those of the artifact are."""
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval()
     wanted = model_logits(model, tokens)
-    moved = model_logits(model, tokens, roundings) if roundings.by_place else wanted
-    del model
-    gc.collect()
-    return wanted, moved
+    return wanted, model_logits(model, tokens, roundings) if roundings.by_place else wanted
 
 
 def tokens_of_text(source: Path) -> list[int]:
@@ -183,8 +179,6 @@ def artifact_logits(artifact: Path, tokens: list[int]) -> tuple[Logits, list[int
         generator.append_tokens(np.array([part], dtype=np.int32))
         parts.append(np.array(generator.get_output("logits"), dtype=np.float32)[0])
     own_tokens = [int(token) for token in onnxruntime_genai.Tokenizer(model).encode(TEXT)][:MAX_TOKENS]
-    del generator, parameters, model
-    gc.collect()
     return np.concatenate(parts), own_tokens
 
 

@@ -7,9 +7,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from olivepress.checkpoint_files import CONFIG
-from olivepress.checkpoints import Checkpoint
+from olivepress.checkpoints import Checkpoint, check_text_files
 from olivepress.errors import BadCheckpoint
-from olivepress.tokenizer_files import chat_template_file, check_tokenizer_files
 from workers.toolchains.architecture import ModelFacts
 from workers.toolchains.library_edge import library_edge
 
@@ -36,8 +35,7 @@ def check_tokenizer(checkpoint: Checkpoint, model: ModelFacts) -> list[str]:
         BadCheckpoint: there is none, or it does not do what a chat needs.
     """
     directory = checkpoint.tokenizer_directory
-    check_tokenizer_files(directory)
-    template = chat_template_file(directory)
+    template = check_text_files(checkpoint)
     with library_edge(f"the tokenizer in {directory} cannot be loaded", SAVE_TOKENIZER):
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     if not tokenizer.is_fast:
