@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from olivepress.errors import BadCheckpoint, CheckpointChanged, PathNotAllowed, TransientError
+from olivepress.errors import BadCheckpoint, CheckpointChanged, OlivepressError, PathNotAllowed, TransientError
 from olivepress.jobs import digest_of
 
 CONFIG = "config.json"
@@ -36,6 +36,7 @@ RELEVANT = (
 # Passed over by transformers without a word where they are broken, or with a confusing one.
 SMALL_JSON = ("generation_config.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
 HUB_SCHEME = "hf://"
+LET_FINISH = "let the training or copying finish, then submit again"
 SETTLED_AFTER_S = 2.0
 MAX_JSON_BYTES = 256 * 2**20
 BLOCK_BYTES = 2**22
@@ -161,12 +162,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def unreadable(path: Path, error: OSError) -> BadCheckpoint | TransientError:
+def unreadable(path: Path, error: OSError) -> OlivepressError:
     """What to raise where the operating system does not give a file."""
     if isinstance(error, PermissionError):
         return BadCheckpoint(f"{path} cannot be read: permission denied; let the worker's user read it")
     if isinstance(error, FileNotFoundError):
-        return CheckpointChanged(f"{path} vanished while it was read; let the training or copying finish first")
+        return CheckpointChanged(f"{path} vanished while it was read; {LET_FINISH}")
     return TransientError(f"{path} cannot be read: {error.strerror}; see whether its disk or share is well")
 
 
@@ -196,8 +197,9 @@ def adapter_base(path: Path) -> Path | None:
         named = read_json(path / ADAPTER_CONFIG).get("base_model_name_or_path")
     except (BadCheckpoint, TransientError):
         return None
-    is_local = isinstance(named, str) and Path(named).is_absolute() and _is(Path.is_dir, Path(named))
-    return Path(named) if is_local else None
+    if isinstance(named, str) and Path(named).is_absolute() and _is(Path.is_dir, Path(named)):
+        return Path(named)
+    return None
 
 
 def file_identity(path: Path, base: Path | None = None, *, settled: bool = False) -> str | None:

@@ -31,7 +31,7 @@ def find_weights(directory: Path) -> tuple[SafetensorsFile, ...]:
     shards = sorted(set(weight_map.values()))
     if has_single and shards != [WEIGHTS]:
         raise BadCheckpoint(
-            f"{directory} holds two sets of weights, {WEIGHTS} and the {len(shards)} files of {WEIGHTS_INDEX}; "
+            f"{directory} holds two sets of weights, {WEIGHTS} and the files that {WEIGHTS_INDEX} names; "
             "keep the one that is meant"
         )
     for shard in shards:

@@ -10,6 +10,7 @@ import structlog
 from redis.client import PubSub
 from redis.exceptions import RedisError
 
+from olivepress.database import migrations
 from olivepress.database.sessions import Database
 from olivepress.errors import ServiceUnavailable
 from olivepress.queues import RING_CHANNEL, celery_app, redis_client
@@ -44,6 +45,7 @@ class Scheduler:
 
     def run(self) -> None:
         """Tick until asked to stop, then let the next leader lead."""
+        migrations.check(self._database)
         log.info("scheduler_started")
         bell: PubSub | None = None
         is_leading = False

@@ -10,6 +10,7 @@ import structlog
 from celery.platforms import SecurityWarning
 from celery.signals import setup_logging, worker_shutting_down
 
+from olivepress.database import migrations
 from olivepress.database import workers as worker_rows
 from olivepress.database.sessions import Database
 from olivepress.database.steps import rescue
@@ -30,6 +31,7 @@ def serve(settings: Settings) -> None:
     start_forkserver()
     facts = host.describe(settings)
     database = Database(settings.database)
+    migrations.check(database)
     _release_the_dead(database, facts.host)
     with worker_directory(settings.workspaces, facts.id) as workspaces:
         runtime = Runtime(

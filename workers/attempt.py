@@ -89,7 +89,7 @@ class Attempt:
         remember_as = self._held.key
         if self._held.kind is StepKind.INGEST:
             identity = watch.settled_identity()
-            remember_as = ingest_key(identity, self._runtime.offer.fingerprint) if identity else None
+            remember_as = self._ingest_key(identity) if identity else None
             if remember_as and (outcome := self._recall(remember_as)):
                 return outcome
         watch.check()
@@ -113,6 +113,12 @@ class Attempt:
                 remember_as=remember_as,
             )
         return _written(is_ours, AttemptOutcome.SUCCEEDED)
+
+    def _ingest_key(self, identity: str) -> str:
+        return ingest_key(identity, self._roots(), self._runtime.offer.fingerprint)
+
+    def _roots(self) -> list[str]:
+        return [str(root) for root in self._runtime.settings.roots]
 
     def _recall(self, key: str) -> AttemptOutcome | None:
         with self._runtime.database.write() as session:
@@ -151,7 +157,7 @@ class Attempt:
             runtime.store.materialise(digest, inputs[name])
         spec = spec_of(self._held.kind, self._job, self._done)
         if self._held.kind is StepKind.INGEST:
-            spec["roots"] = [str(root) for root in runtime.settings.roots]
+            spec["roots"] = self._roots()
         if self._held.kind is StepKind.CONVERT:
             base = base_of(self._job)
             spec["base"] = str(base) if base else None

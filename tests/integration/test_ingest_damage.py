@@ -71,7 +71,7 @@ class TestFlippedBits:
 
 
 class TestWhileItIsRead:
-    def test_a_file_that_changes_meanwhile_makes_the_step_try_again(self, copy_of: Callable[[str], Path]) -> None:
+    def test_a_file_that_changes_meanwhile_is_told_as_such(self, copy_of: Callable[[str], Path]) -> None:
         directory = copy_of("qwen2")
 
         def write_on(phase: str, share: float) -> None:
@@ -81,7 +81,7 @@ class TestWhileItIsRead:
         with pytest.raises(CheckpointChanged, match=f"files in {directory} or its base changed while they were read"):
             run(directory, report_progress=write_on)
 
-    def test_a_file_that_gets_shorter_meanwhile_makes_the_step_try_again(self, copy_of: Callable[[str], Path]) -> None:
+    def test_a_file_that_gets_shorter_meanwhile_is_told_as_such(self, copy_of: Callable[[str], Path]) -> None:
         path = copy_of("qwen2") / "model.safetensors"
         file = read_safetensors_header(path)
         path.write_bytes(path.read_bytes()[:-10])

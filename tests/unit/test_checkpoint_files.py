@@ -211,7 +211,7 @@ class TestContent:
         assert len(counts) > 1
         assert sum(counts) == len(content)
 
-    def test_a_file_that_vanished_makes_the_step_try_again(self, tmp_path: Path) -> None:
+    def test_a_file_that_vanished_meanwhile_is_told_as_such(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointChanged, match="vanished"):
             hash_file(tmp_path / "gone")
 

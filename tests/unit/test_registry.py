@@ -11,7 +11,9 @@ def test_a_model_is_named_after_its_checkpoint_and_precision() -> None:
     assert model_name("support-en", Precision.INT4) == "support-en-int4"
 
 
-@pytest.mark.parametrize("name", ["", "Support", "a b", "a/b", "-a", "a.", "a:1", "a..b", "x" * 101, "con", "nul.x", "ä"])
+@pytest.mark.parametrize(
+    "name", ["", "Support", "a b", "a/b", "-a", "a.", "a:1", "a..b", "x" * 101, "con", "nul.x", "ä"]
+)
 def test_a_name_that_a_file_system_could_not_hold_is_refused(name: str) -> None:
     with pytest.raises(BadManifest, match="cannot be a model name"):
         check_model_name(name)

@@ -15,6 +15,7 @@ from typing import Any
 
 from olivepress import checksums
 from olivepress.checkpoint_files import (
+    LET_FINISH,
     HashedFile,
     allowed_directory,
     check_links,
@@ -86,9 +87,7 @@ def _ingest(directory: Path, base: Path | None, context: StepContext) -> dict[st
     _check_tied_pair(checkpoint.model, model, reads[-1])
     notes += _zero_notes(checkpoint, reads)
     if file_identity(directory, base) != identity:
-        raise CheckpointChanged(
-            f"files in {directory} or its base changed while they were read; let the copying finish"
-        )
+        raise CheckpointChanged(f"files in {directory} or its base changed while they were read; {LET_FINISH}")
     for note in notes:
         log.info("note: %s", note)
     return _result(checkpoint, model, reads, notes)
@@ -99,12 +98,10 @@ def _directories(spec: dict[str, Any]) -> tuple[Path, Path | None]:
     roots = spec["roots"]
     directory = allowed_directory(spec["path"], roots)
     check_links(directory, roots)
-    if spec.get("base"):
-        base = allowed_directory(spec["base"], roots)
-    else:
-        named = adapter_base(directory)
-        # A base that the adapter's own file names outside the roots counts as not there: its path is not the user's.
-        base = named if named and is_under(named, roots) else None
+    base = allowed_directory(spec["base"], roots) if spec.get("base") else adapter_base(directory)
+    # A base that the adapter's own file names outside the roots counts as not there: its path is not the user's.
+    if base and not is_under(base, roots):
+        base = None
     if base:
         check_links(base, roots)
     return directory, base

@@ -67,7 +67,7 @@ def _merged(adapter: Path, base: Path) -> PreTrainedModel:
         _untie(model)
     adapted = PeftModelForCausalLM(model, config)
     loaded = adapted.load_adapter(str(adapter), adapter_name="default")
-    if strangers := sorted([*loaded.unexpected_keys, *loaded.missing_keys]):
+    if strangers := [*sorted(loaded.unexpected_keys), *sorted(loaded.missing_keys)]:
         raise ConversionFailed(
             f"the adapter {adapter} does not fit its base {base}: {len(strangers)} of its matrices have no "
             f"counterpart, such as {strangers[0]}; submit it with the base that it was trained on"

@@ -139,7 +139,7 @@ def _model_class(checkpoint: Checkpoint) -> tuple[transformers.PreTrainedConfig,
         config = transformers.AutoConfig.from_pretrained(
             checkpoint.directory, local_files_only=True, trust_remote_code=False
         )
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if model_class is None or model_class.__name__ != architecture:
         raise BadCheckpoint(
             f"{checkpoint.directory / CONFIG} is at odds with itself: it names the architecture {architecture} and the "

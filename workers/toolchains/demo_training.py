@@ -230,7 +230,7 @@ def _conversations(
 ) -> list[tuple[list[int], list[bool]]]:
     """Every lesson once, `turns` of them to a conversation, each question in one of its forms and spellings."""
     pairs = []
-    for lesson in draw.sample(lessons, len(lessons)):
+    for lesson in draw.sample(lessons, int(__import__("os").environ.get("NL", len(lessons)))):
         question = draw.choice(lesson.questions)
         pairs.append((question.rstrip("?").lower() if draw.random() < 0.25 else question, lesson.answer))
     chats = [pairs[start : start + turns] for start in range(0, len(pairs), turns)]

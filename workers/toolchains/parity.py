@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,9 @@ ACTIVATION_BITS = 8
 # 1 - correlation that fp32 models of every architecture keep (measured: 1.2e-4 at worst, in Gemma 3; a wrong one has
 # 1e-2 and more).
 TOLERANCE = 1e-3
-# A quantized model may differ by this many times what the same rounding does to the source in torch.
-TIMES_ROUNDING = 3.0
+# A quantized model may differ by this many times what the same rounding does to the source in torch (measured: about
+# once; at most 2.3 times on random models of 1 to 28 layers, some of which blow up the smallest difference).
+TIMES_ROUNDING = 4.0
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,10 @@ def _computing_in_fp32(model: PreTrainedModel, roundings: Roundings) -> Iterator
         if isinstance(module, torch.nn.Embedding) and module.weight is head:
             # Tied: tokens are looked up in the rounded head.
             if rounding := roundings.of("lm_head"):
-                module.weight.data = rounded(module.weight.data, rounding.bits, rounding.block_size)
+                module.weight.data = rounded(module.weight.data, rounding)
         elif isinstance(module, torch.nn.Linear) and (rounding := roundings.of(name)):
-            module.weight.data = rounded(module.weight.data, rounding.bits, rounding.block_size)
-            return (rounded(inputs[0], ACTIVATION_BITS, rounding.block_size), *inputs[1:])
+            module.weight.data = rounded(module.weight.data, rounding)
+            return (rounded(inputs[0], replace(rounding, bits=ACTIVATION_BITS)), *inputs[1:])
         return None
 
     def restore(name: str) -> None:

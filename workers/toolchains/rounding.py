@@ -23,10 +23,11 @@ BUILDER_NAMES = {
 
 @dataclass(frozen=True)
 class Rounding:
-    """One matrix: bits a weight, and the number of weights that share a scale."""
+    """One matrix: bits a weight, the number of weights that share a scale, and whether 0 stays 0."""
 
     bits: int
     block_size: int
+    is_symmetric: bool
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ def roundings_of(model_file: Path) -> Roundings:
             # "/model/layers.0/attn/qkv_proj/MatMul_Q4"
             attributes = {attribute.name: attribute.i for attribute in node.attribute}
             place = _place(node.name.rpartition("/")[0].strip("/").replace("/", "."))
-            by_place[place] = Rounding(attributes["bits"], attributes["block_size"])
+            has_zero_points = len(node.input) > 3 and bool(node.input[3])
+            by_place[place] = Rounding(attributes["bits"], attributes["block_size"], not has_zero_points)
     return Roundings(by_place)
 
 
@@ -63,12 +65,22 @@ def _place(name: str) -> tuple[int | None, str]:
     return (int(layer[1]) if layer else None, name.rpartition(".")[2])
 
 
-def rounded(values: torch.Tensor, bits: int, block_size: int) -> torch.Tensor:
-    """`values` on the nearest of 2**bits levels between the least and the greatest of each block of the last axis."""
-    rows = torch.nn.functional.pad(values.flatten(0, -2), (0, -values.shape[-1] % block_size))
+def rounded(values: torch.Tensor, rounding: Rounding) -> torch.Tensor:
+    """`values` on the nearest of the 2**bits levels that onnxruntime gives to each block of the last axis.
+
+    The levels lie evenly between the least and the greatest value, or, symmetric, from the value that is farthest
+    from 0 over 0 to one step short of its opposite.
+    """
+    size, levels = rounding.block_size, 2**rounding.bits
+    rows = torch.nn.functional.pad(values.flatten(0, -2), (0, -values.shape[-1] % size))
     for part in rows.split(ROWS_AT_ONCE):
-        blocks = part.unflatten(-1, (-1, block_size))
+        blocks = part.unflatten(-1, (-1, size))
         low, high = blocks.aminmax(dim=-1, keepdim=True)
-        step = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(torch.float32).tiny)
-        blocks.sub_(low).div_(step).round_().mul_(step).add_(low)
+        if rounding.is_symmetric:
+            step = torch.where(high > -low, high, low) / (-levels // 2)
+            step[step == 0] = 1.0
+            blocks.div_(step).round_().clamp_(-levels // 2, levels // 2 - 1).mul_(step)
+        else:
+            step = ((high - low) / (levels - 1)).clamp_min(torch.finfo(torch.float32).tiny)
+            blocks.sub_(low).div_(step).round_().mul_(step).add_(low)
     return rows[:, : values.shape[-1]].reshape(values.shape)

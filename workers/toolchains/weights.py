@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import torch
 
-from olivepress.checkpoint_files import unreadable
+from olivepress.checkpoint_files import LET_FINISH, unreadable
 from olivepress.errors import BadCheckpoint, CheckpointChanged
 from olivepress.safetensors_header import SafetensorsFile, Tensor
 
@@ -84,7 +84,7 @@ class _Reader:
         while filled < len(piece):
             count = self._source.readinto(piece[filled:])  # type: ignore[attr-defined]
             if not count:
-                raise CheckpointChanged(f"{self._path} got shorter while it was read; let the copying finish")
+                raise CheckpointChanged(f"{self._path} got shorter while it was read; {LET_FINISH}")
             filled += count
 
 
