@@ -1,4 +1,4 @@
-"""`python -m olivepress`: the command line. Services are started this way, so that their children need not import it."""
+"""`python -m olivepress`: the command line. Started this way, a service has children that need not import it."""
 
 from olivepress.cli import main
 

@@ -14,6 +14,7 @@ from olivepress.database import migrations
 from olivepress.database import workers as worker_rows
 from olivepress.database.sessions import Database
 from olivepress.database.steps import rescue
+from olivepress.database.workers import WorkerFacts
 from olivepress.errors import OlivepressError
 from olivepress.queues import Ring, celery_app, queue_name, redis_client
 from olivepress.settings import Settings
@@ -53,7 +54,7 @@ def serve(settings: Settings) -> None:
         for thread in threads:
             thread.start()
         try:
-            _consume(settings, runtime)
+            _consume(settings, runtime, facts)
         finally:
             stop.set()
             threads[0].join()
@@ -63,7 +64,7 @@ def serve(settings: Settings) -> None:
             log.info("worker_stopped", worker_id=facts.id)
 
 
-def _consume(settings: Settings, runtime: Runtime) -> None:
+def _consume(settings: Settings, runtime: Runtime, facts: WorkerFacts) -> None:
     app = celery_app(settings)
     tasks.register(app, runtime)
 
@@ -81,7 +82,8 @@ def _consume(settings: Settings, runtime: Runtime) -> None:
         pool="threads",
         concurrency=settings.slots,
         queues=[queue_name(settings.pool)],
-        hostname=f"{settings.pool}@%h",
+        # What Flower shows; several workers of one host need names of their own.
+        hostname=f"{settings.pool}-{facts.pid}@{facts.host}",
         without_gossip=True,
         without_mingle=True,
         quiet=True,

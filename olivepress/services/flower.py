@@ -19,5 +19,10 @@ def serve(settings: Settings) -> None:
         raise ServiceUnavailable("Flower needs a password; set OLIVEPRESS_FLOWER_PASSWORD")
     # By environment: an argument would be seen by everybody on this machine.
     os.environ["FLOWER_BASIC_AUTH"] = f"{USER}:{settings.flower_password.get_secret_value()}"
-    arguments = ["flower", f"--address={settings.flower_host}", f"--port={settings.flower_port}", "--inspect-timeout=2000"]
+    arguments = [
+        "flower",
+        f"--address={settings.flower_host}",
+        f"--port={settings.flower_port}",
+        "--inspect-timeout=2000",
+    ]
     celery_app(settings).start([*arguments, "--logging=warning"])
