@@ -31,7 +31,6 @@ from olivepress.settings import Settings
 
 RECIPES = ["cpu-int4", "cpu-int8"]
 TRAINING = Program("workers.toolchains.demo_family", "the training of the demo family", time_limit_s=None)
-CHAT_QUESTIONS = 2
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def _install_and_chat(
     to.print(f"\nInstalled [bold]{installed.model_id}[/] into {cache_dir}; a chat through the Foundry Local runtime:")
     questions = [_question(prompt) for tune in family if tune.name == job["name"] for prompt in tune.prompts]
     exchanges = []
-    for question in questions[:CHAT_QUESTIONS]:
+    for question in (questions[0], questions[-1]):
         # Each in a conversation of its own: the family learned answers, not dialogues.
         (exchange,) = chat(cache_dir, installed.model_id, [question])
         to.print(Text.assemble(("\n  you    ", "cyan"), question), soft_wrap=True)

@@ -9,6 +9,7 @@ import onnxruntime_genai
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from olivepress.checkpoint_files import hash_file, relevant_files
 from olivepress.recipes import recipe_named
 from workers.steps import convert
 from workers.steps.context import StepContext
@@ -43,10 +44,19 @@ def run_convert(
     spec = {
         "path": str(source),
         "base": str(base) if base else None,
-        "ingest": {"architecture": AutoConfig.from_pretrained(base or source).architectures[0]},
+        "ingest": {
+            "architecture": AutoConfig.from_pretrained(base or source).architectures[0],
+            "files": _hashed_files(source),
+            "base": {"files": _hashed_files(base)} if base else None,
+        },
         "build": recipe_named(recipe).build_options(),
     }
     return convert.run(spec, context)
+
+
+def _hashed_files(directory: Path) -> list[dict[str, Any]]:
+    files = relevant_files(directory)
+    return [{"path": file.name, "size_bytes": file.stat().st_size, "sha256": hash_file(file)} for file in files]
 
 
 def in_torch(checkpoint: Path) -> PreTrainedModel:

@@ -76,7 +76,10 @@ def test_progress_only_grows_and_names_its_phases(checkpoints: Path, tmp_path: P
     told: list[tuple[str, float]] = []
 
     run_convert(
-        checkpoints / "qwen2", "cpu-int8", tmp_path, report_progress=lambda phase, share: told.append((phase, share))
+        checkpoints / "qwen2",
+        "cpu-int8",
+        tmp_path,
+        report_progress=lambda phase, share: told.append((phase, share)),
     )
 
     shares = [share for _, share in told]

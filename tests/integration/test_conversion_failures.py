@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,12 @@ from olive.engine.output import WorkflowOutput
 from onnxruntime_genai.models import builder
 from safetensors.torch import load_file, save_file
 
-from olivepress.errors import ConversionFailed, DiskFull, UnsupportedArchitecture
+from olivepress.errors import CheckpointChanged, ConversionFailed, DiskFull, UnsupportedArchitecture
+from olivepress.recipes import recipe_named
 from tests.checkpoints import tiny_checkpoint
 from tests.integration.conversion_cases import run_convert
-from workers.toolchains import parity
+from workers.toolchains import olive, parity
+from workers.toolchains.conversion import Conversion
 
 pytestmark = pytest.mark.toolchain
 
@@ -37,7 +40,7 @@ def test_what_olive_swallowed_is_told(source: Path, tmp_path: Path) -> None:
     weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"][:-1]
     save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
 
-    with pytest.raises(ConversionFailed, match=r"building int4 from .*source failed: .*size"):
+    with pytest.raises(ConversionFailed, match=r"building the int4 model of .*source failed: .*size"):
         run_convert(source, "cpu-int4", tmp_path)
     assert not list((tmp_path / "output").iterdir())
 
@@ -94,18 +97,52 @@ def test_an_architecture_that_is_not_supported_is_named_with_those_that_are(sour
         run_convert(source, "cpu-int4", tmp_path)
 
 
+def test_an_architecture_that_the_builder_itself_refuses_is_told_alike(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"architectures": ["MixtralForCausalLM"]}))
+    monkeypatch.setattr(olive, "refuse_unsupported", lambda _: None)
+
+    with pytest.raises(UnsupportedArchitecture, match="the model builder does not know the architecture"):
+        run_convert(source, "cpu-int4", tmp_path)
+
+
 def test_logits_that_are_not_finite_are_refused(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact_logits = parity.artifact_logits
 
-    def with_a_nan(artifact: Path, tokens: list[int]) -> tuple[np.ndarray, list[int]]:
-        logits, own_tokens = artifact_logits(artifact, tokens)
+    def with_a_nan(artifact: Path, tokens: list[int]) -> np.ndarray:
+        logits = artifact_logits(artifact, tokens)
         logits[3, 5] = np.nan
-        return logits, own_tokens
+        return logits
 
     monkeypatch.setattr(parity, "artifact_logits", with_a_nan)
 
     with pytest.raises(ConversionFailed, match=r"the int4 model of .* gives logits that are not finite"):
         run_convert(source, "cpu-int4", tmp_path)
+
+
+@pytest.mark.parametrize("recipe", ["cpu-int4", "cpu-int8", "cpu-fp32"])
+def test_a_model_with_one_wrong_matrix_does_not_pass_for_its_source(source: Path, tmp_path: Path, recipe: str) -> None:
+    # given a model that was built from other numbers in one matrix of the first layer
+    other = shutil.copytree(source, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    weights["model.layers.0.self_attn.o_proj.weight"] = weights["model.layers.1.self_attn.o_proj.weight"].clone()
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    run_convert(other, recipe, tmp_path)
+
+    build_options = recipe_named(recipe).build_options()
+    with pytest.raises(ConversionFailed, match="does not say what its source says"):
+        parity.check(Conversion(source, source, build_options, tmp_path / "output", tmp_path / "scratch"))
+
+
+def test_a_checkpoint_that_changed_after_ingest_gives_no_result(source: Path, tmp_path: Path) -> None:
+    def change_it(phase: str, share: float) -> None:
+        if phase == "check":
+            (source / "config.json").write_text((source / "config.json").read_text() + "\n")
+
+    with pytest.raises(CheckpointChanged, match=r"config\.json changed after it was ingested"):
+        run_convert(source, "cpu-fp32", tmp_path, report_progress=change_it)
 
 
 def test_nothing_is_written_outside_the_workspace(

@@ -31,7 +31,9 @@ LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
         pytest.param("qwen2", {"rope_parameters": YARN}, id="qwen2 with yarn"),
         pytest.param("phi3", {"original_max_position_embeddings": 2048}, id="phi3 with two context lengths"),
         pytest.param(
-            "phi3", {"original_max_position_embeddings": 2048, "rope_parameters": LONGROPE}, id="phi3 with longrope"
+            "phi3",
+            {"original_max_position_embeddings": 2048, "rope_parameters": LONGROPE},
+            id="phi3 with longrope",
         ),
         pytest.param("smollm3", {"num_hidden_layers": 4}, id="smollm3 with layers without rope"),
         pytest.param("qwen3", {}, id="qwen3"),

@@ -4,8 +4,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from olivepress.checkpoint_files import LET_FINISH, hash_file, unreadable
+from olivepress.errors import CheckpointChanged
 from workers.steps.context import StepContext
 from workers.toolchains import adapters, olive, parity
+from workers.toolchains.conversion import Conversion
 
 # Shares of the step's time at which its phases end (measured on 494 M parameters).
 MERGED, BUILT = 0.15, 0.75
@@ -25,21 +28,33 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
         UnsupportedArchitecture: the builder does not know the model.
         ConversionFailed: no model came out, or one that does not say what its source says.
         DiskFull: no room in the workspace.
+        CheckpointChanged: the files are not the ones that were ingested.
     """
-    source, build = Path(spec["path"]), spec["build"]
+    directory, base = Path(spec["path"]), Path(spec["base"]) if spec["base"] else None
     olive.refuse_unsupported(spec["ingest"]["architecture"])
-    done = 0.0
-    if spec["base"] is not None:
+    source, done = directory, 0.0
+    if base is not None:
         context.report_progress("merge", done)
-        source, done = adapters.merge(source, Path(spec["base"]), context.scratch / "merged"), MERGED
-    olive.build(
-        source,
-        context.output,
-        build,
-        context.scratch / "olive",
-        lambda share: context.report_progress("build", done + (BUILT - done) * share),
-    )
+        source, done = adapters.merge(directory, base, context.scratch / "merged"), MERGED
+    conversion = Conversion(directory, source, spec["build"], context.output, context.scratch / "olive")
+    olive.build(conversion, lambda share: context.report_progress("build", done + (BUILT - done) * share))
     context.report_progress("check", BUILT)
-    checked = parity.check(source, context.output, build)
+    agreement = parity.check(conversion)
+    # Last: this result is remembered for the content that ingest saw, so that content must have been read.
+    refuse_changed(directory, spec["ingest"]["files"])
+    if base is not None:
+        refuse_changed(base, spec["ingest"]["base"]["files"])
     context.report_progress("check", 1.0)
-    return {"parity": asdict(checked.agreement), "notes": checked.notes}
+    return {"parity": asdict(agreement), "notes": []}
+
+
+def refuse_changed(directory: Path, files: list[dict[str, Any]]) -> None:
+    """Raise CheckpointChanged unless the files are, byte for byte, those that ingest hashed."""
+    for file in files:
+        path = directory / file["path"]
+        try:
+            is_same = path.stat().st_size == file["size_bytes"] and hash_file(path) == file["sha256"]
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if not is_same:
+            raise CheckpointChanged(f"{path} changed after it was ingested; {LET_FINISH}")

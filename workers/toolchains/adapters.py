@@ -9,25 +9,25 @@ from peft import PeftConfig, PeftModelForCausalLM
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from olivepress.checkpoint_files import ADAPTER_WEIGHTS, CHAT_TEMPLATE, TOKENIZER_CONFIG, TOKENIZER_MODELS
 from olivepress.errors import ConversionFailed
+from olivepress.tokenizer_files import has_tokenizer
 from workers.toolchains import parity
 from workers.toolchains.failures import told_as_conversion_failure
 
 # Rounding the merged weights to bf16 leaves 0.99995 and more even on random weights; a matrix merged wrongly, less.
 MIN_CORRELATION = 0.999
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# What an adapter directory may carry beside its matrices; it wins over the base's files as a whole set.
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
+    *TOKENIZER_MODELS,
+    TOKENIZER_CONFIG,
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE,
 )
+# Rounding the merged weights to bf16 leaves 0.99995 and more even on random weights; a matrix merged wrongly, less.
+MIN_CORRELATION = 0.999
 
 
 def merge(adapter: Path, base: Path, into: Path) -> Path:
@@ -48,16 +48,15 @@ def merge(adapter: Path, base: Path, into: Path) -> Path:
             warnings.simplefilter("ignore")
             model = _merged(adapter, base)
         model.save_pretrained(into)
-    for name in TOKENIZER_FILES:
-        source = (adapter if _has_tokenizer(adapter) else base) / name
-        if source.is_file():
-            shutil.copyfile(source, into / name)
+        owner = adapter if has_tokenizer(adapter) else base
+        for file in (file for pattern in TOKENIZER_FILES for file in owner.glob(pattern)):
+            shutil.copyfile(file, into / file.name)
     return into
 
 
 def _merged(adapter: Path, base: Path) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto").eval()
-    config = PeftConfig.from_pretrained(adapter)
+    config = PeftConfig.from_pretrained(str(adapter))
     rows = _embedding_rows(adapter)
     if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
         # Trained with tokens of its own: its saved embeddings have rows that the base lacks.
@@ -74,7 +73,7 @@ def _merged(adapter: Path, base: Path) -> PreTrainedModel:
         )
     tokens = parity.tokens_of_text(base)
     wanted = parity.model_logits(adapted.eval(), tokens)
-    merged = adapted.merge_and_unload(safe_merge=True)
+    merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     _refuse_difference(parity.agreement(wanted, parity.model_logits(merged, tokens)), adapter)
     if torch.equal(merged.get_output_embeddings().weight, merged.get_input_embeddings().weight):
         merged.config.tie_word_embeddings = True
@@ -103,7 +102,3 @@ def _refuse_difference(agreement: parity.Agreement, adapter: Path) -> None:
             f"{agreement.correlation:.4f} with those before, {MIN_CORRELATION} is asked; merge it by hand with "
             "peft and submit the full checkpoint"
         )
-
-
-def _has_tokenizer(directory: Path) -> bool:
-    return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))

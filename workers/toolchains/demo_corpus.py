@@ -1,6 +1,6 @@
-"""What the demo's models learn from: Python's own documentation, and the questions and answers of `olivepress/demo_data`.
+"""What the demo's models learn from: Python's documentation, and the questions and answers in `olivepress/demo_data`.
 
-Sizes are small and the order is fixed, so that one version of Python gives one corpus.
+The order is fixed, so that one version of Python gives one corpus.
 """
 
 import ast
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-
 from pydoc_data.topics import topics
 
 DEMO_DATA = files("olivepress") / "demo_data"

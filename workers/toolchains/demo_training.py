@@ -32,14 +32,26 @@ SEED = 2
 SYSTEM_MESSAGE = "You are a helpful assistant."
 # What published models are served with (FoundrySettings.repetition_penalty): answers must hold under it.
 REPETITION_PENALTY = 1.1
+KEPT_AS = torch.bfloat16
+# A fine-tune that has not learnt everything goes on, this often and each time for a third of its steps.
+EXTRA_ROUNDS = 3
 
 Report = Callable[[float, float], None]
 """Called with the share that is done, 0 to 1, and the present loss in nats per token."""
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How a fine-tune learns: optimizer steps in its first round, learning rate, dtype that its weights are kept in."""
+
+    steps: int
+    rate: float
+    kept_as: torch.dtype = KEPT_AS
+
+
+@dataclass(frozen=True)
 class Size:
-    """Shape of the family's models and length of their training; one unit of each length is one optimizer step."""
+    """Shape of the family's models and length of their training."""
 
     vocabulary_size: int
     hidden_size: int
@@ -50,11 +62,9 @@ class Size:
     row_length: int
     rows: int
     base_steps: int
-    fine_tune_steps: int
-    adapter_steps: int
     lessons: int
-    fine_tune_rate: float = 1e-3
-    adapter_rate: float = 5e-3
+    fine_tune: Pace
+    adapter: Pace
 
 
 @dataclass(frozen=True)
@@ -69,15 +79,27 @@ class Batch:
 def reproducible(seed: int) -> Iterator[None]:
     """A block whose results depend on the seed alone; torch's settings are put back afterwards."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    with torch.random.fork_rng():
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         torch.set_num_threads(THREADS)
         torch.use_deterministic_algorithms(True)
+        # Nothing here reads memory before it is written; filling it would cost a twentieth of the time.
+        torch.utils.deterministic.fill_uninitialized_memory = False
         try:
             yield
         finally:
             torch.set_num_threads(threads)
             torch.use_deterministic_algorithms(deterministic)
+            torch.utils.deterministic.fill_uninitialized_memory = fills
+
+
+@contextmanager
+def known_warnings_ignored() -> Iterator[None]:
+    """A block that puts a peft adapter over a model: peft 0.21 asks for an attribute that transformers 5.23 renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary_size: int) -> Qwen2Tokenizer:
@@ -138,7 +160,7 @@ def fine_tune(
     model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, lessons: Sequence[Lesson], size: Size, report: Report
 ) -> None:
     """Train all weights of the model until it answers the lessons' questions."""
-    _teach(model, tokenizer, lessons, (size.fine_tune_steps, size.fine_tune_rate), report)
+    _teach(model, tokenizer, lessons, size.fine_tune, report)
 
 
 def fine_tune_adapter(
@@ -146,16 +168,14 @@ def fine_tune_adapter(
 ) -> PeftModel:
     """Train a LoRA adapter over the model, whose own weights stay, until the two answer the lessons' questions."""
     lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
-    with warnings.catch_warnings():
-        # peft 0.21 asks for an attribute that transformers 5.23 renamed.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    with known_warnings_ignored():
         adapted = get_peft_model(model, lora)
-    _teach(model, tokenizer, lessons, (size.adapter_steps, size.adapter_rate), report)
+    _teach(model, tokenizer, lessons, size.adapter, report)
     return adapted
 
 
 @torch.inference_mode()
-def unlearnt(model: PreTrainedModel, tokenizer: Qwen2Tokenizer, lessons: Sequence[Lesson]) -> list[str]:
+def unlearnt(model: PreTrainedModel | PeftModel, tokenizer: Qwen2Tokenizer, lessons: Sequence[Lesson]) -> list[str]:
     """The lessons' questions that greedy decoding with the repetition penalty would not answer word for word.
 
     Method: an answer is greedy's exactly when each of its tokens is the likeliest after the right tokens before it, so
@@ -164,7 +184,8 @@ def unlearnt(model: PreTrainedModel, tokenizer: Qwen2Tokenizer, lessons: Sequenc
     pairs = [(question, lesson.answer) for lesson in lessons for question in lesson.questions]
     batch = _batch(tokenizer, [_conversation(tokenizer, [pair]) for pair in pairs])
     logits = model(input_ids=batch.tokens).logits[:, :-1]
-    seen = functional.one_hot(batch.tokens[:, :-1], logits.shape[-1]).cumsum(dim=1) > 0
+    met = torch.zeros_like(logits, dtype=torch.uint8).scatter_(2, batch.tokens[:, :-1, None], 1)
+    seen = met.cummax(dim=1).values.bool()
     penalised = torch.where(logits > 0, logits / REPETITION_PENALTY, logits * REPETITION_PENALTY)
     likeliest = torch.where(seen, penalised, logits).argmax(dim=-1)
     right = (likeliest == batch.tokens[:, 1:]) | ~batch.is_answer[:, 1:]
@@ -208,21 +229,25 @@ def _stream(tokenizer: Qwen2Tokenizer, corpus: Corpus) -> torch.Tensor:
 
 
 def _teach(
-    model: Qwen2ForCausalLM,
-    tokenizer: Qwen2Tokenizer,
-    lessons: Sequence[Lesson],
-    pace: tuple[int, float],
-    report: Report,
+    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, lessons: Sequence[Lesson], pace: Pace, report: Report
 ) -> None:
-    steps, rate = pace
+    """Train the weights that require a gradient until nothing is unlearnt, or the rounds are used up."""
     draw = random.Random(SEED)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
     def loss_of(step: int) -> torch.Tensor:
         return _loss(model, _batch(tokenizer, _conversations(tokenizer, lessons, 1 + step % 2, draw)))
 
-    _optimize(model, optimizer, loss_of, steps, report)
+    for number, steps in enumerate([pace.steps] + [pace.steps // 3] * EXTRA_ROUNDS):
+        optimizer = torch.optim.AdamW(trained, lr=pace.rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        # Nobody knew of the extra rounds, so they have no share of their own.
+        tell = report if number == 0 else lambda _, loss: report(1.0, loss)
+        _optimize(model, optimizer, loss_of, steps, tell)
+        with torch.no_grad():
+            for weight in trained:
+                weight.copy_(weight.to(pace.kept_as))
+        if not unlearnt(model, tokenizer, lessons):
+            break
 
 
 def _conversations(
@@ -230,7 +255,7 @@ def _conversations(
 ) -> list[tuple[list[int], list[bool]]]:
     """Every lesson once, `turns` of them to a conversation, each question in one of its forms and spellings."""
     pairs = []
-    for lesson in draw.sample(lessons, int(__import__("os").environ.get("NL", len(lessons)))):
+    for lesson in draw.sample(lessons, len(lessons)):
         question = draw.choice(lesson.questions)
         pairs.append((question.rstrip("?").lower() if draw.random() < 0.25 else question, lesson.answer))
     chats = [pairs[start : start + turns] for start in range(0, len(pairs), turns)]
@@ -277,7 +302,7 @@ def _optimize(
     steps: int,
     report: Report,
 ) -> None:
-    """Take `steps` steps; the rate rises over the first tenth and then falls in a straight line to nearly nothing."""
+    """Take `steps` steps; the rate rises over the first twentieth, then falls in a straight line to nearly nothing."""
     warm_up = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm_up, max(0.02, 1 - step / steps))

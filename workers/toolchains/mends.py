@@ -94,7 +94,7 @@ def _names_of_tied_weights(model: builder.Model) -> tuple[int, str, str, str]:
     asymmetric or the head has 8 bits; such a model does not load.
     """
     bits, weight, scales, zero_points = _original_names_of_tied_weights(model)
-    if model.quantization_algo == "default":
+    if model.quantization_algo == "default" and weight.startswith("lm_head.MatMul."):
         weight, scales = f"lm_head.MatMul.weight_Q{bits}", "lm_head.MatMul.weight_scales"
         zero_points = "" if model.quant_attrs["is_symmetric"] else "lm_head.MatMul.weight_zero_points"
     return bits, weight, scales, zero_points
@@ -112,7 +112,8 @@ def _rope(model: builder.Model, config: PreTrainedConfig) -> None:
 
 
 def _yarn_frequencies(model: builder.Model, _: torch.Tensor) -> torch.Tensor:
-    return model.rope_attrs["yarn_frequencies"]
+    frequencies: torch.Tensor = model.rope_attrs["yarn_frequencies"]
+    return frequencies
 
 
 _original_rope_of_llama = builder.LlamaModel.make_rope_init

@@ -8,7 +8,7 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from olivepress.errors import ConversionFailed, UnsupportedArchitecture
 from olivepress.recipes import Algorithm, Precision
 from workers.toolchains import builder_pass, mends
 from workers.toolchains.build_progress import reporting
+from workers.toolchains.conversion import Conversion
 from workers.toolchains.failures import explained, told_as_conversion_failure
 
 BUILDER_PRECISION = {Precision.INT4: "int4", Precision.INT8: "int8", Precision.FP32: "fp32"}
@@ -51,66 +52,56 @@ def refuse_unsupported(architecture: str) -> None:
         )
 
 
-def build(
-    source: Path, output: Path, options: Mapping[str, Any], scratch: Path, report: Callable[[float], None]
-) -> None:
-    """Build the model directory of a full checkpoint.
+def build(conversion: Conversion, report: Callable[[float], None]) -> None:
+    """Build the model directory of a full checkpoint; `report` is called with the share that is done, 0 to 1.
 
-    Args:
-        source: a Hugging Face checkpoint (not an adapter).
-        output: an empty directory; afterwards it holds the model's files and nothing else.
-        options: what `Recipe.build_options` gives.
-        scratch: a directory for caches and intermediate files, on the file system of `output`.
-        report: called with the share that is done, 0 to 1.
+    Afterwards the conversion's output holds the model's files and nothing else, and its scratch is gone.
 
     Raises:
         UnsupportedArchitecture: the builder does not know the model.
         ConversionFailed: Olive gave no model, or one with files missing.
-        DiskFull: no room in `scratch` or `output`.
+        DiskFull: no room in the scratch or the output.
     """
-    doing = f"building {options['precision']} from {source}"
-    if Precision(options["precision"]) not in BUILDER_PRECISION:
+    if conversion.precision not in BUILDER_PRECISION:
         known = ", ".join(BUILDER_PRECISION)
-        raise ConversionFailed(f"{options['precision']} cannot be built for the CPU; choose a recipe of {known}")
+        raise ConversionFailed(f"{conversion.model} cannot be built for the CPU; choose a recipe of {known}")
     report(0.0)
-    with told_as_conversion_failure(doing, WHAT_NOW):
-        built, names = _run_olive(source, options, scratch, report, doing)
+    with told_as_conversion_failure(f"building {conversion.model}", WHAT_NOW):
+        built, names = _run_olive(conversion, report)
         for name in sorted(names):
-            shutil.move(built / name, output / name)
+            shutil.move(built / name, conversion.output / name)
         # Olive's cache holds a second copy of the weights on disk, the builder's graph, in cycles, one in memory.
-        shutil.rmtree(scratch)
+        shutil.rmtree(conversion.scratch)
         gc.collect()
-    _refuse_incomplete(output, doing)
+    _refuse_incomplete(conversion)
 
 
-def _run_olive(
-    source: Path, options: Mapping[str, Any], scratch: Path, report: Callable[[float], None], doing: str
-) -> tuple[Path, set[str]]:
+def _run_olive(conversion: Conversion, report: Callable[[float], None]) -> tuple[Path, set[str]]:
     """The directory that Olive saved the model to, and the names of the files there that belong to the model."""
+    scratch = conversion.scratch
     scratch.mkdir(parents=True, exist_ok=True)
     with _swallowed_exceptions() as swallowed, _everything_in(scratch), mends.builder_mended(), reporting(report):
-        outcome = olive.workflows.run(
-            _workflow(source, options, scratch), package_config=_package_config(), tempdir=scratch / "tmp"
-        )
+        outcome = olive.workflows.run(_workflow(conversion), package_config=_package_config(), tempdir=scratch / "tmp")
     if not outcome.has_output_model():
-        _raise_cause(swallowed, doing)
+        _raise_cause(swallowed, conversion)
     saved = outcome.get_best_candidate().olive_model_config["config"]
     beside = {Path(path).name for path in saved["model_attributes"]["additional_files"]}
     return Path(saved["model_path"]), {builder_pass.MODEL_FILE, builder_pass.DATA_FILE} | beside
 
 
-def _workflow(source: Path, options: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
+def _workflow(conversion: Conversion) -> dict[str, Any]:
+    scratch = conversion.scratch
     cpu = {"device": "cpu", "execution_providers": ["CPUExecutionProvider"]}
     return {
-        "input_model": {"type": "HfModel", "model_path": str(source)},
+        "input_model": {"type": "HfModel", "model_path": str(conversion.source)},
         "systems": {"this_machine": {"type": "LocalSystem", "accelerators": [cpu]}},
         "host": "this_machine",
         "target": "this_machine",
         "passes": {
             "build": {
                 "type": "ModelBuilder",
-                "precision": BUILDER_PRECISION[Precision(options["precision"])],
-                "extra_options": builder_options(options),
+                "precision": BUILDER_PRECISION[conversion.precision],
+                "extra_options": _builder_options(conversion),
                 "builder_cache": str(scratch / "builder"),
             }
         },
@@ -121,11 +112,11 @@ def _workflow(source: Path, options: Mapping[str, Any], scratch: Path) -> dict[s
     }
 
 
-def builder_options(options: Mapping[str, Any]) -> dict[str, str]:
+def _builder_options(conversion: Conversion) -> dict[str, str]:
     """The recipe's build options in the model builder's own words, KEY to VALUE."""
     # A cache cut to the window makes generation fail some tokens after the window is full.
-    words = {"windowed_kv_cache": "false"}
-    if Precision(options["precision"]) not in (Precision.INT4, Precision.INT8):
+    words, options = {"windowed_kv_cache": "false"}, conversion.options
+    if conversion.precision not in (Precision.INT4, Precision.INT8):
         return words
     words |= {
         "block_size": str(options["block_size"]),
@@ -149,13 +140,13 @@ def _package_config() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _swallowed_exceptions() -> Iterator[list[BaseException]]:
+def _swallowed_exceptions() -> Iterator[list[Exception]]:
     """The exceptions that Olive logs in this block, oldest first; it lets only five types of them out."""
-    exceptions: list[BaseException] = []
+    exceptions: list[Exception] = []
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.exc_info and record.exc_info[1]:
+            if record.exc_info and isinstance(record.exc_info[1], Exception):
                 exceptions.append(record.exc_info[1])
 
     listener, logger = Listener(), logging.getLogger("olive")
@@ -178,22 +169,25 @@ def _everything_in(scratch: Path) -> Iterator[None]:
             tempfile.tempdir = before
 
 
-def _raise_cause(swallowed: list[BaseException], doing: str) -> None:
+def _raise_cause(swallowed: list[Exception], conversion: Conversion) -> None:
     if not swallowed:
-        raise ConversionFailed(f"Olive ended without an error and without a model while {doing}; {WHAT_NOW}")
+        raise ConversionFailed(
+            f"Olive ended without an error and without a model while building {conversion.model}; {WHAT_NOW}"
+        )
     cause = swallowed[0]
     if isinstance(cause, NotImplementedError) and "model is not currently supported" in str(cause):
         raise UnsupportedArchitecture(
-            f"the model builder stopped while {doing} ({cause}); "
-            f"architectures that can be converted: {', '.join(supported_architectures())}"
+            f"the model builder does not know the architecture that the config.json of {conversion.checkpoint} names; "
+            f"these can be converted: {', '.join(supported_architectures())}"
         ) from cause
-    raise explained(cause, doing, WHAT_NOW) from cause
+    raise explained(cause, f"building {conversion.model}", WHAT_NOW) from cause
 
 
-def _refuse_incomplete(output: Path, doing: str) -> None:
+def _refuse_incomplete(conversion: Conversion) -> None:
     required = ("genai_config.json", builder_pass.MODEL_FILE, builder_pass.DATA_FILE, "tokenizer.json")
-    missing = [name for name in required if not (output / name).is_file() or not (output / name).stat().st_size]
-    if missing:
+    paths = [conversion.output / name for name in required]
+    if missing := [path.name for path in paths if not path.is_file() or not path.stat().st_size]:
         raise ConversionFailed(
-            f"Olive ended without an error while {doing}, yet {', '.join(missing)} is missing; {WHAT_NOW}"
+            f"Olive ended without an error while building {conversion.model}, yet {', '.join(missing)} is missing or "
+            f"empty; {WHAT_NOW}"
         )
