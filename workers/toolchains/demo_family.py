@@ -57,7 +57,7 @@ SIZES = {
         key_value_heads=2,
         row_length=128,
         rows=4,
-        base_steps=400,
+        base_steps=300,
         lessons=16,
         fine_tune=Pace(steps=60, rate=2e-3),
         adapter=Pace(steps=100, rate=1e-2, kept_as=torch.float32),
