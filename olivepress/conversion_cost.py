@@ -85,11 +85,5 @@ def _bytes_per_weight(recipe: Recipe) -> float:
 
 
 def _shares_embeddings(sizes: Sizes, recipe: Recipe) -> bool:
-    """Whether the builder keeps one quantized matrix for both ends; asymmetric ones do not load in onnxruntime."""
-    return (
-        sizes.tied_embeddings
-        and recipe.precision is Precision.INT4
-        and recipe.is_symmetric
-        and recipe.algorithm is Algorithm.DEFAULT
-        and not recipe.mixed_precision
-    )
+    """Whether one quantized matrix serves both ends: the builder's pass ties them in every quantized precision."""
+    return sizes.tied_embeddings and recipe.precision in (Precision.INT4, Precision.INT8)

@@ -114,7 +114,6 @@ BUILT_IN = {
             precision=Precision.INT4,
             block_size=32,
             is_symmetric=False,
-            algorithm=Algorithm.RTN,
             mixed_precision="last_matmul:int8,mixed_layers:int8",
         ),
         Recipe(

@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 
 import psutil
 
+from olivepress.errors import RuntimeCrashed
 from olivepress.lifetime import WORKER_PID_VARIABLE
 from workers import child
 
@@ -60,13 +61,23 @@ def describe_toolchain() -> list[str]:
 
 
 class ChildProcess:
-    """One running child and everything that it started."""
+    """One running child and everything that it started.
+
+    Raises:
+        RuntimeCrashed: the forkserver is not there to fork it.
+    """
 
     def __init__(self, request: child.ChildRequest) -> None:
         context = multiprocessing.get_context("forkserver")
         self._connection, theirs = context.Pipe(duplex=False)
         self._process = context.Process(target=child.main, args=(theirs, request), daemon=True)
-        self._process.start()
+        try:
+            self._process.start()
+        except (EOFError, OSError) as error:
+            raise RuntimeCrashed(
+                "no process could be started for the step, because the toolchain did not load or ended; the worker's "
+                "log has the reason, and `olivepress doctor` what is installed"
+            ) from error
         theirs.close()
         self.peak_rss_bytes = 0
 

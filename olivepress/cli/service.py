@@ -14,7 +14,8 @@ from olivepress.settings import Settings
 app = typer.Typer(
     no_args_is_help=True,
     help="Run one service in the foreground; `olivepress up` runs all of them.\n\n"
-    "Settings come from OLIVEPRESS_* variables, such as OLIVEPRESS_DATABASE_URL and OLIVEPRESS_REDIS_URL.",
+    "Settings come from OLIVEPRESS_* variables, such as OLIVEPRESS_DATABASE_URL and OLIVEPRESS_REDIS_URL.\n\n"
+    "Example: OLIVEPRESS_SLOTS=2 olivepress service worker",
 )
 
 

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from olivepress.cli.options import AsJson
+from olivepress.cli.output import emit
 from olivepress.services.log_follower import LogFollower
 from olivepress.services.stack import Stack
 from olivepress.settings import Settings
@@ -27,15 +29,24 @@ def up(
     slots: Annotated[int | None, typer.Option(min=1, help="Steps that run at a time.")] = None,
     restart: Annotated[bool, typer.Option(help="Restart a part that dies.")] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show the services' log lines.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run the API, the scheduler, a worker, Flower and an embedded Redis on this machine until Ctrl-C.
 
-    Data lies in one directory (OLIVEPRESS_DATA_DIR) and survives restarts.
+    Data lies in one directory (OLIVEPRESS_DATA_DIR) and survives restarts. With --json the addresses are printed as
+    soon as the API answers.
+
+    [bold]Examples[/]
+      olivepress up
+      olivepress up --root /models --root /scratch/runs --slots 2
+      olivepress up --api-port 0 --quiet --json      any free port; a script reads which
     """
     settings = stack_settings(Settings(), root, api_port, flower_port, slots)
     console = Console(stderr=True)
     stop = stop_on_signals()
     with Stack(settings, may_restart=restart) as stack:
+        if as_json:
+            emit(vars(stack.access))
         _print_addresses(stack, settings, console)
         with LogFollower(stack.log_files, console, is_quiet=quiet):
             while not stop.wait(CHECK_EVERY_S):

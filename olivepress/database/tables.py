@@ -12,6 +12,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Json = dict[str, Any]
 
+# People write these ids down and messages carry them: SQLite would give that of a deleted last row again.
+NEVER_REUSED = {"sqlite_autoincrement": True}
+
 
 class Table(DeclarativeBase):
     """Base of all tables."""
@@ -31,7 +34,7 @@ class BatchRow(Table):
     """Jobs that were submitted together. Its state is computed from theirs."""
 
     __tablename__ = "batches"
-    __table_args__ = (UniqueConstraint("team", "idempotency_key"),)
+    __table_args__ = (UniqueConstraint("team", "idempotency_key"), NEVER_REUSED)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     team: Mapped[str]
@@ -53,6 +56,7 @@ class JobRow(Table):
     """One checkpoint and one recipe."""
 
     __tablename__ = "jobs"
+    __table_args__ = (NEVER_REUSED,)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     batch_id: Mapped[int] = mapped_column(ForeignKey("batches.id"), index=True)
@@ -93,6 +97,7 @@ class StepRow(Table):
             sqlite_where=text("state = 'running'"),
             postgresql_where=text("state = 'running'"),
         ),
+        NEVER_REUSED,
     )
 
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -27,8 +27,13 @@ def test_int4_with_the_default_algorithm_takes_what_was_measured() -> None:
 
 
 def test_int8_writes_what_was_measured() -> None:
-    # given 1,109 MB, for the embeddings stay in fp32
-    assert predicted_cost(HALF_BILLION, BUILT_IN["cpu-int8"]).output_bytes == pytest.approx(1109e6, rel=0.02)
+    # given 565 MB, with one int8 matrix for both ends
+    assert predicted_cost(HALF_BILLION, BUILT_IN["cpu-int8"]).output_bytes == pytest.approx(565e6, rel=0.02)
+
+
+def test_the_recipe_to_start_with_writes_what_was_measured() -> None:
+    # given 429 MB: asymmetric int4 with the sensitive layers in int8
+    assert predicted_cost(HALF_BILLION, BUILT_IN["cpu-int4"]).output_bytes == pytest.approx(429e6, rel=0.06)
 
 
 def test_fp32_writes_four_bytes_for_each_parameter() -> None:

@@ -71,10 +71,10 @@ SIZES = {
         key_value_heads=1,
         row_length=64,
         rows=2,
-        base_steps=200,
+        base_steps=250,
         lessons=4,
-        fine_tune=Pace(steps=100, rate=3e-3),
-        adapter=Pace(steps=200, rate=3e-3, kept_as=torch.float32),
+        fine_tune=Pace(steps=80, rate=3e-3),
+        adapter=Pace(steps=120, rate=1e-2, kept_as=torch.float32),
     ),
 }
 log = logging.getLogger(__name__)

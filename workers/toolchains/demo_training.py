@@ -33,6 +33,7 @@ SYSTEM_MESSAGE = "You are a helpful assistant."
 # What published models are served with (FoundrySettings.repetition_penalty): answers must hold under it.
 REPETITION_PENALTY = 1.1
 KEPT_AS = torch.bfloat16
+EMBEDDING_SPREAD = 0.06
 # A fine-tune that has not learnt everything goes on, this often and each time for a third of its steps.
 EXTRA_ROUNDS = 3
 
@@ -209,6 +210,8 @@ def _new_model(tokenizer: Qwen2Tokenizer, size: Size) -> Qwen2ForCausalLM:
         )
     )
     with torch.no_grad():
+        # Wide, since the embedding's length bounds how sure an adapter, which cannot change it, may become.
+        model.model.embed_tokens.weight.normal_(std=EMBEDDING_SPREAD)
         # Layers that start by adding nothing learn faster: the first steps train the embedding alone.
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()

@@ -30,7 +30,7 @@ BUILDER_ALGORITHM = {Algorithm.DEFAULT: "default", Algorithm.RTN: "rtn"}
 # What the builder takes and transformers loads as a language model, and yet: models that answer wrongly (measured
 # against torch in fp32: OLMo, Granite's hybrid) or that it does not quantize from plain weights (gpt-oss).
 NOT_TRUSTED = ("OlmoForCausalLM", "GraniteMoeHybridForCausalLM", "GptOssForCausalLM")
-WHAT_NOW = "look into the attempt's log, and convert the checkpoint with another recipe to see whether it is the cause"
+WHAT_NOW = "the attempt's log has the details; try another recipe, or compare config.json with the base model's"
 
 
 @cache

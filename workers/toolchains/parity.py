@@ -41,7 +41,7 @@ ACTIVATION_BITS = 8
 # What 1 - correlation may be: so many times what the same rounding in torch makes of the source; in fp32, where the
 # runtimes compute some functions differently (Gemma, Nemotron, LFM2), what rounding to 8 bits makes of it.
 # Measured: sound models (1,400 with random weights, 1 to 28 layers, some blowing up the smallest difference) need at
-# most half of this, trained ones a third; trained ones with any one matrix random, or another rope, 1.4 times and more.
+# most 0.6 of this, trained ones a third; trained ones with any one matrix random, or another rope, 1.4 times and more.
 TIMES_ROUNDING = 4.0
 TIMES_8_BITS = 1.0
 TO_8_BITS = Roundings({(None, "lm_head"): Rounding(bits=8, block_size=32, is_symmetric=False)})

@@ -20,6 +20,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_batches")),
         sa.UniqueConstraint("team", "idempotency_key", name=op.f("uq_batches_team_idempotency_key")),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "leases",
@@ -118,6 +119,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["prompts_digest"], ["prompt_sets.digest"], name=op.f("fk_jobs_prompts_digest")),
         sa.ForeignKeyConstraint(["version_id"], ["versions.id"], name=op.f("fk_jobs_version_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_jobs_batch_id"), ["batch_id"], unique=False)
@@ -153,6 +155,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["reused_step_id"], ["steps.id"], name=op.f("fk_steps_reused_step_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_steps")),
         sa.UniqueConstraint("job_id", "position", name=op.f("uq_steps_job_id_position")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("steps", schema=None) as batch_op:
         batch_op.create_index("ix_steps_key", ["key"], unique=False)
