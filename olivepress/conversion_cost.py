@@ -72,7 +72,12 @@ def _output_bytes(sizes: Sizes, recipe: Recipe) -> int:
     # A tied matrix counts once among the parameters but is written twice where table and head cannot share one form.
     matrices = sizes.parameters - (0 if sizes.tied_embeddings else sizes.embedding_parameters)
     table = 0 if _shares_embeddings(sizes, recipe) else sizes.embedding_parameters * FP32_BYTES
-    return round(matrices * _bytes_per_weight(recipe) + table)
+    head = sizes.embedding_parameters * (1 - MIXED_LAYERS_SHARE) * 0.5 if _has_int8_head(recipe) else 0
+    return round(matrices * _bytes_per_weight(recipe) + head + table)
+
+
+def _has_int8_head(recipe: Recipe) -> bool:
+    return recipe.precision is Precision.INT4 and "last_matmul:int8" in (recipe.mixed_precision or "")
 
 
 def _bytes_per_weight(recipe: Recipe) -> float:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,11 @@ class RunningStack:
     def part(self, name: str) -> psutil.Process:
         """The process of one part, by the name under which `up` starts it."""
         for process in psutil.Process(self.process.pid).children():
-            line = " ".join(process.cmdline())
-            if line.endswith(f"service {name}") or (name == "redis" and "redis-server" in line):
-                return process
+            # One that has just ended has no command line any more.
+            with suppress(psutil.Error):
+                line = " ".join(process.cmdline())
+                if line.endswith(f"service {name}") or (name == "redis" and "redis-server" in line):
+                    return process
         raise AssertionError(f"no part {name} runs")
 
     def family(self) -> list[psutil.Process]:
@@ -92,8 +94,9 @@ def wait_until(holds: Any, within_s: float, every_s: float = 0.1) -> None:
 
 def still_running(processes: list[psutil.Process]) -> list[str]:
     """Those that live on (a zombie does not), as people read them."""
-    return [
-        f"{process.pid} {' '.join(process.cmdline())}"
-        for process in processes
-        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    ]
+    alive = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(f"{process.pid} {' '.join(process.cmdline())}")
+    return alive

@@ -3,6 +3,8 @@
 import signal
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +23,7 @@ from olivepress.cli.tables import duration
 from olivepress.cli.up import stack_settings
 from olivepress.cli.watch import show_outcome
 from olivepress.client import Client
+from olivepress.errors import ServiceUnavailable
 from olivepress.foundry_runtime import chat
 from olivepress.jobs import JobState
 from olivepress.manifest import parse_manifest, read_prompts
@@ -69,7 +72,7 @@ def demo(
         to.print(f"  API documentation  {stack.access.url}/docs", highlight=False)
         to.print(f"  Flower             {stack.access.flower_url}  (password in {stack.access.flower_password_file})\n")
         key = Path(stack.access.admin_key_file).read_text().strip()
-        with Client(stack.access.url, key) as client:
+        with Client(stack.access.url, key) as client, _death_told(stack):
             batch = _press(client, family, recipe or RECIPES, stack, to)
             exchanges = _install_and_chat(client, batch, family, home / "foundry-cache", to)
     to.print(f"\nThe demo took {duration(time.monotonic() - started)}; everything lies in {home}", soft_wrap=True)
@@ -138,6 +141,16 @@ def _install_and_chat(
         to.print(Text.assemble(("  model  ", "green"), exchange.answer), soft_wrap=True)
         exchanges.append({"question": question, "answer": exchange.answer})
     return exchanges
+
+
+@contextmanager
+def _death_told(stack: Stack) -> Iterator[None]:
+    """An API that does not answer is most often one that died, and the stack knows how."""
+    try:
+        yield
+    except ServiceUnavailable:
+        stack.check()
+        raise
 
 
 def _question(prompt: dict[str, Any]) -> str:

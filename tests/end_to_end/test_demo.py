@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,25 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo")
 
 
-def started(data_dir: Path, *options: str) -> "subprocess.Popen[str]":
+@contextmanager
+def started(data_dir: Path, *options: str) -> "Iterator[subprocess.Popen[str]]":
     environment = os.environ | {"OLIVEPRESS_DATA_DIR": str(data_dir)}
-    return subprocess.Popen(
+    with subprocess.Popen(
         [*DEMO, *options], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    ) as demo:
+        try:
+            yield demo
+        finally:
+            demo.kill()
 
 
 def part_of(demo: "subprocess.Popen[str]", name: str) -> Callable[[], psutil.Process | None]:
     def find() -> psutil.Process | None:
         for process in psutil.Process(demo.pid).children():
-            if process.is_running() and " ".join(process.cmdline()).endswith(f"service {name}"):
-                return process
+            # One that has just ended has no command line any more.
+            with suppress(psutil.Error):
+                if " ".join(process.cmdline()).endswith(f"service {name}"):
+                    return process
         return None
 
     return find
@@ -46,8 +54,8 @@ def family_of(demo: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 
 def test_the_family_becomes_certified_versions_that_answer_their_questions(data_dir: Path) -> None:
-    demo = started(data_dir, "--json")
-    output, errors = demo.communicate(timeout=500)
+    with started(data_dir, "--json") as demo:
+        output, errors = demo.communicate(timeout=500)
     assert demo.returncode == 0, errors
     told: dict[str, Any] = json.loads(output)
     jobs = told["batch"]["jobs"]
@@ -64,13 +72,13 @@ def test_the_family_becomes_certified_versions_that_answer_their_questions(data_
 @pytest.mark.parametrize("part", ["worker", "api", "scheduler"])
 def test_when_a_part_dies_the_demo_says_which_and_leaves_no_process(data_dir: Path, part: str) -> None:
     # Another recipe in each run, so that there is work left when the part dies.
-    demo = started(data_dir, "--recipe", "cpu-fp32")
-    wait_until(part_of(demo, "worker"), 120)
-    family = family_of(demo)
-    process = part_of(demo, part)()
-    assert process is not None
-    process.send_signal(signal.SIGKILL)
-    _, errors = demo.communicate(timeout=120)
+    with started(data_dir, "--recipe", "cpu-fp32") as demo:
+        wait_until(part_of(demo, "worker"), 120)
+        family = family_of(demo)
+        process = part_of(demo, part)()
+        assert process is not None
+        process.send_signal(signal.SIGKILL)
+        _, errors = demo.communicate(timeout=120)
     assert demo.returncode == 1
     assert f"{part} was killed by SIGKILL" in errors
     assert "Traceback" not in errors
@@ -78,11 +86,11 @@ def test_when_a_part_dies_the_demo_says_which_and_leaves_no_process(data_dir: Pa
 
 
 def test_ctrl_c_ends_the_demo_and_leaves_no_process(data_dir: Path) -> None:
-    demo = started(data_dir)
-    wait_until(part_of(demo, "worker"), 120)
-    family = family_of(demo)
-    demo.send_signal(signal.SIGINT)
-    _, errors = demo.communicate(timeout=120)
+    with started(data_dir) as demo:
+        wait_until(part_of(demo, "worker"), 120)
+        family = family_of(demo)
+        demo.send_signal(signal.SIGINT)
+        _, errors = demo.communicate(timeout=120)
     assert demo.returncode == 130
     assert "Traceback" not in errors
     assert still_running(family) == []

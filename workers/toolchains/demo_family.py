@@ -59,7 +59,7 @@ SIZES = {
         rows=4,
         base_steps=300,
         lessons=16,
-        fine_tune=Pace(steps=60, rate=2e-3),
+        fine_tune=Pace(steps=80, rate=2e-3),
         adapter=Pace(steps=100, rate=1e-2, kept_as=torch.float32),
     ),
     "small": Size(
@@ -173,7 +173,10 @@ def _fine_tune(into: Path, final: Path, name: str, size: Size, report: training.
     taught = lessons(name)[: size.lessons]
     if name == ADAPTER:
         adapted = training.fine_tune_adapter(model, tokenizer, taught, size, report)
-        adapted.peft_config["default"].base_model_name_or_path = str(final / BASE)
+        config = adapted.peft_config["default"]
+        config.base_model_name_or_path = str(final / BASE)
+        # A set until here, in another order in each process.
+        config.target_modules = sorted(config.target_modules)
         adapted.save_pretrained(str(into / name), save_embedding_layers=False)
         # A form with nothing filled in.
         (into / name / "README.md").unlink(missing_ok=True)
