@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -141,6 +142,8 @@ class Stack:
         api_port = _free_port("api", self._settings.api_port)
         flower_port = _free_port("flower", self._settings.flower_port)
         socket_file = embedded_redis.socket_path(data_dir)
+        if not socket_file.is_relative_to(data_dir):
+            self._closing.callback(shutil.rmtree, socket_file.parent, ignore_errors=True)
         environment = os.environ | {
             "OLIVEPRESS_DATA_DIR": str(data_dir),
             "OLIVEPRESS_REDIS_URL": embedded_redis.url(socket_file, redis_password),
