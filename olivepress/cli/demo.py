@@ -33,6 +33,7 @@ from olivepress.services.stack import Stack
 from olivepress.settings import Settings
 
 RECIPES = ["cpu-int4", "cpu-int8"]
+DEATH_TOLD_WITHIN_S = 3.0
 TRAINING = Program("workers.toolchains.demo_family", "the training of the demo family", time_limit_s=None)
 
 
@@ -145,11 +146,17 @@ def _install_and_chat(
 
 @contextmanager
 def _death_told(stack: Stack) -> Iterator[None]:
-    """An API that does not answer is most often one that died, and the stack knows how."""
+    """An API that does not answer is most often one that died, and the stack knows how.
+
+    A killed process closes its sockets before its parent learns of its end, hence the second or two of looking.
+    """
     try:
         yield
     except ServiceUnavailable:
-        stack.check()
+        deadline = time.monotonic() + DEATH_TOLD_WITHIN_S
+        while time.monotonic() < deadline:
+            stack.check()
+            time.sleep(0.05)
         raise
 
 
