@@ -12,8 +12,9 @@ COPY scheduler scheduler
 COPY workers workers
 RUN pip install --no-cache-dir --constraint requirements.lock '.[server,worker]' && rm -rf /src/*
 
-RUN useradd --create-home --uid 10001 olivepress && mkdir -p /data/store && chown -R olivepress /data
+# The store and the workspaces are volumes; an empty named one takes its owner from here.
+RUN useradd --create-home --uid 10001 olivepress && mkdir -p /data/store /scratch && chown -R olivepress /data/store /scratch
 USER olivepress
-ENV OLIVEPRESS_DATA_DIR=/data OLIVEPRESS_LOG_FORMAT=json
-VOLUME /data
+WORKDIR /tmp
+ENV OLIVEPRESS_DATA_DIR=/data OLIVEPRESS_LOG_FORMAT=json PYTHONDONTWRITEBYTECODE=1
 ENTRYPOINT ["olivepress", "service"]

@@ -243,10 +243,12 @@ class Worker(Answer):
     id: str
     alive: bool
     host: str
-    pool: str
+    pools: list[str]
     slots: int
     running_steps: int
     memory_bytes: int
+    allowance_bytes: int = Field(description="What each of its steps may use.")
+    disk_free_bytes: int
     fingerprint: str = Field(description="The toolchain; part of a step's key.")
     hardware: dict[str, Any]
     toolchain: dict[str, Any]
@@ -289,3 +291,29 @@ class Check(Answer):
     status: CheckStatus
     detail: str
     what_now: str | None
+
+
+class RetentionAmount(Answer):
+    """How many, and how many bytes together."""
+
+    count: int
+    size_bytes: int = Field(description="Of rows: the length of their logs.")
+
+
+class RetentionKind(RetentionAmount):
+    """What went, or would go, of one kind."""
+
+    kind: str = Field(examples=["artifacts"])
+    kept_for_s: float | None = Field(description="How long this kind is kept; null: for ever.", examples=[86400.0])
+
+
+class Retention(Answer):
+    """What a run removed, or would remove."""
+
+    dry_run: bool
+    kinds: list[RetentionKind] = Field(
+        description="Artifacts and chunks go into the trash first; what is under trash frees space."
+    )
+    put_back: RetentionAmount = Field(description="Found in the trash and relied on again.")
+    waiting: RetentionAmount = Field(description="In the trash until a later run removes it.")
+    problem: str | None = Field(description="Why something stays that might go, and what to do.")

@@ -33,6 +33,8 @@ CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
 # Ten thousand jobs at once, on a busy machine.
 LARGE_ANSWER_TIMEOUT_S = 300.0
+# It reads every manifest of the store, which may be on another machine.
+RETENTION_TIMEOUT_S = 3600.0
 PAGE = 1000
 NO_SPACE = 28
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -274,6 +276,14 @@ class Client:
     def health(self) -> list[Json]:
         """Every part of the stack: name, status (ok, warn, fail), detail, what_now."""
         return self._list("/v1/health")
+
+    def retention(self, *, dry_run: bool) -> Json:
+        """Remove what is too old to keep, or with `dry_run` look what would go: counts and bytes by kind.
+
+        Raises:
+            TransientError: a run is under way already.
+        """
+        return self._document("GET" if dry_run else "POST", "/v1/retention", timeout=RETENTION_TIMEOUT_S)
 
     def healthz(self) -> Json:
         """Whether the stack is alive, and its version; needs no key. Says `down` rather than raise."""

@@ -16,6 +16,7 @@
         ├── ConversionFailed          the toolchain gave no model, or a wrong one
         ├── GateFailed                the model was built and is not good enough
         ├── BadArtifact               a model directory does not hold what it should
+        ├── NoRoom                    no worker offers what the step needs
         ├── NotFound
         ├── NotAllowed                the key does not permit it
         └── IllegalTransition         a state change that jobs.TRANSITIONS does not have
@@ -86,6 +87,10 @@ class GateFailed(PermanentError):
 
 class BadArtifact(PermanentError):
     """A model directory does not hold what it should."""
+
+
+class NoRoom(PermanentError):
+    """No worker offers what the step needs."""
 
 
 class NotFound(PermanentError):

@@ -4,7 +4,7 @@
     BLOCKED   submission makes it so.  -> QUEUED, SUCCEEDED (remembered key): whoever finished the last
               predecessor, in the same transaction.  -> CANCELLED: the same, when a predecessor ended badly
     QUEUED    -> RUNNING: a worker, by claim.  -> SUCCEEDED: whoever finished the other step with this key.
-              -> CANCELLED: the API
+              -> CANCELLED: the API.  -> FAILED: the scheduler, when no living worker could take it for long
     RUNNING   holds a lease and a fence.  -> SUCCEEDED, FAILED, CANCELLED: the worker that holds the fence, by
               finish.  -> QUEUED (retry, `run_at` in the future), DEAD: that worker, or the scheduler's
               rescue when the lease has run out
@@ -88,7 +88,7 @@ class AttemptOutcome(StrEnum):
 
 TRANSITIONS: dict[StepState, frozenset[StepState]] = {
     StepState.BLOCKED: frozenset({StepState.QUEUED, StepState.SUCCEEDED, StepState.CANCELLED}),
-    StepState.QUEUED: frozenset({StepState.RUNNING, StepState.SUCCEEDED, StepState.CANCELLED}),
+    StepState.QUEUED: frozenset({StepState.RUNNING, StepState.SUCCEEDED, StepState.CANCELLED, StepState.FAILED}),
     StepState.RUNNING: frozenset(
         {StepState.SUCCEEDED, StepState.FAILED, StepState.CANCELLED, StepState.QUEUED, StepState.DEAD}
     ),
@@ -103,7 +103,7 @@ FINAL_JOB_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANC
 # One job: each step needs all steps before it. Part of a step's key, so raise a number when a step's code changes
 # what it writes for the same input.
 STEP_VERSIONS: dict[StepKind, int] = {
-    StepKind.INGEST: 1,
+    StepKind.INGEST: 2,
     StepKind.CONVERT: 1,
     StepKind.PACKAGE: 1,
     StepKind.VALIDATE: 1,
@@ -167,6 +167,14 @@ def digest_of(value: Any) -> str:
     """SHA-256 (hex) of a JSON value in canonical form."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def rank(priority: int, position: int) -> int:
+    """Order among a team's waiting steps, the smallest first: by priority (0 to 9, 9 first), then what is further along.
+
+    Steps of jobs that are further along go first, so that a batch's first models come early.
+    """
+    return (9 - priority) * 100 + len(STEP_ORDER) - position
 
 
 def retry_delay_s(attempt: int, jitter: random.Random) -> float:

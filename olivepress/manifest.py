@@ -94,6 +94,8 @@ class Manifest(Strict):
     priority: Annotated[int, Field(ge=0, le=9)] = 5
     """9 goes first."""
     alias: str = LATEST
+    pool: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,62}$")] | None = None
+    """Only workers that offer this pool run its steps."""
     fresh: bool = False
     """Validate anew even where the same artifact was validated before."""
 

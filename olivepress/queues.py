@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from olivepress.errors import ServiceUnavailable
 from olivepress.jobs import StepId, StepKind
+from olivepress.redis_tls import split_tls
 from olivepress.settings import Settings
 
 RING_CHANNEL = "olivepress:ring"
@@ -23,9 +24,9 @@ def task_name(kind: StepKind) -> str:
     return f"olivepress.{kind.value}"
 
 
-def queue_name(pool: str) -> str:
-    """The Redis queue of a worker pool."""
-    return f"olivepress.{pool}"
+def queue_name(worker_id: str) -> str:
+    """The Redis queue of one worker: the scheduler decides who runs a step, not who happens to be quickest."""
+    return f"olivepress.{worker_id}"
 
 
 def celery_app(settings: Settings) -> Celery:
@@ -34,8 +35,10 @@ def celery_app(settings: Settings) -> Celery:
     Raises:
         ServiceUnavailable: no Redis is configured.
     """
-    app = Celery("olivepress", broker=_redis_url(settings), set_as_current=False)
+    url, tls = split_tls(_redis_url(settings))
+    app = Celery("olivepress", broker=url, set_as_current=False)
     app.conf.update(
+        broker_use_ssl=tls or False,
         accept_content=["json"],
         task_serializer="json",
         task_ignore_result=True,
@@ -51,16 +54,21 @@ def celery_app(settings: Settings) -> Celery:
         task_send_sent_event=True,
         worker_hijack_root_logger=False,
         worker_enable_remote_control=True,
-        task_default_queue=queue_name(settings.pool),
+        task_default_queue=queue_name("nobody"),
         task_create_missing_queues=True,
         broker_transport_options={"socket_timeout": 30, "socket_connect_timeout": 5},
     )
     return app
 
 
-def send(app: Celery, kind: StepKind, step_id: StepId, pool: str, description: str) -> None:
-    """Signal that a step waits. Raises what kombu raises when Redis does not answer."""
-    app.send_task(task_name(kind), args=[step_id], queue=queue_name(pool), argsrepr=description, retry=False)
+def send(app: Celery, kind: StepKind, step_id: StepId, worker_id: str, description: str) -> None:
+    """Tell a worker that a step waits for it. Raises what kombu raises when Redis does not answer."""
+    app.send_task(task_name(kind), args=[step_id], queue=queue_name(worker_id), argsrepr=description, retry=False)
+
+
+def forget_queue(redis: Redis, worker_id: str) -> None:
+    """Remove what Redis keeps of the queue of a worker that is gone."""
+    redis.delete(queue_name(worker_id), f"_kombu.binding.{queue_name(worker_id)}")
 
 
 def redis_client(settings: Settings) -> Redis:
@@ -69,10 +77,10 @@ def redis_client(settings: Settings) -> Redis:
     Raises:
         ServiceUnavailable: no Redis is configured.
     """
-    url = _redis_url(settings)
+    url, tls = split_tls(_redis_url(settings))
     if url.startswith("redis+socket://"):
         url = "unix://" + url.removeprefix("redis+socket://").replace("virtual_host=", "db=")
-    return Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
+    return Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5, **tls)
 
 
 class Ring:

@@ -1,14 +1,16 @@
 """The one settings object: read once from OLIVEPRESS_* variables, passed down."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr
+from pydantic import ByteSize, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-POOL = "default"
+DEFAULT_POOL = "default"
+_LABEL = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
 def default_slots() -> int:
@@ -38,12 +40,63 @@ class Settings(BaseSettings):
     """Known to the API only; `up` makes one and keeps it in the data directory."""
 
     slots: int = Field(default_factory=default_slots, ge=1, le=64)
-    pool: str = POOL
+    memory: ByteSize | None = Field(default=None, gt=0)
+    """What a worker offers to its steps, in equal parts for each slot, such as 16GB; the machine's less a reserve."""
+    pools: str = DEFAULT_POOL
+    """Labels that a worker offers, separated by commas; a job that names a pool runs only there."""
+    team_weights: str = ""
+    """Shares of teams in the slots, such as research=3,default=1; a team that is not named has 1."""
+    unplaceable_after_s: float = Field(default=3600.0, gt=0)
+    """A step that no living worker could take for so long fails."""
     step_time_limit_s: float = Field(default=4 * 3600.0, gt=0)
     shutdown_grace_s: float = Field(default=5.0, ge=0, le=3600)
     dispatch_every_s: float = Field(default=1.0, gt=0, le=60)
     signal_again_after_s: float = Field(default=15.0, gt=0)
     log_format: str = Field(default="text", pattern="^(text|json)$")
+
+    retention_every_s: float = Field(default=3600.0, ge=0)
+    """How often the scheduler removes what is too old; 0: never. In the others below, 0 means that this kind stays."""
+    retention_unreferenced_days: float = Field(default=1.0, ge=0)
+    """Store content that nothing refers to, after it was last put or relied on; longer than the longest transaction."""
+    retention_remembered_days: float = Field(default=30.0, ge=0)
+    """Remembered results, after they were made or last used."""
+    retention_attempts_days: float = Field(default=90.0, ge=0)
+    """Attempts of a finished step but its last, after the step finished."""
+    retention_logs_days: float = Field(default=30.0, ge=0)
+    """Logs of attempts that succeeded."""
+    retention_workers_days: float = Field(default=30.0, ge=0)
+    """Workers that were not seen any more and that no attempt names."""
+    retention_settle_s: float = Field(default=120.0, ge=0)
+    """How long unreferenced store content stays readable in the trash: longer than network file systems cache names."""
+
+    @field_validator("pools")
+    @classmethod
+    def _check_pools(cls, value: str) -> str:
+        labels = [part.strip() for part in value.split(",")]
+        for label in labels:
+            if not _LABEL.fullmatch(label):
+                raise ValueError(f"'{label}' is no pool; write small letters, digits, - and _, separated by commas")
+        return ",".join(labels)
+
+    @field_validator("team_weights")
+    @classmethod
+    def _check_weights(cls, value: str) -> str:
+        for part in filter(None, value.split(",")):
+            team, _, weight = part.partition("=")
+            if not _LABEL.fullmatch(team.strip()) or not weight.strip().isdecimal() or int(weight) < 1:
+                raise ValueError(f"'{part}' is no weight; write research=3,default=1 with whole numbers from 1")
+        return value
+
+    @property
+    def pool_labels(self) -> list[str]:
+        """The pools that a worker offers."""
+        return self.pools.split(",")
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """Share of each named team in the slots."""
+        parts = [part.partition("=") for part in self.team_weights.split(",") if part]
+        return {team.strip(): int(weight) for team, _, weight in parts}
 
     @property
     def database(self) -> str:

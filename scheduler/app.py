@@ -13,11 +13,14 @@ from redis.exceptions import RedisError
 from olivepress.database import migrations
 from olivepress.database.sessions import Database
 from olivepress.errors import ServiceUnavailable
+from olivepress.placement import Fairness
 from olivepress.queues import RING_CHANNEL, celery_app, redis_client
 from olivepress.settings import Settings
+from olivepress.store.directory import DirectoryStore
 from scheduler.dispatch import dispatch
 from scheduler.leader import Leadership
 from scheduler.rescue import rescue_expired
+from scheduler.stranded import look_after
 
 RESCUE_EVERY_S = 5.0
 log = structlog.get_logger(__name__)
@@ -41,6 +44,8 @@ class Scheduler:
         self._app = celery_app(settings)
         self._redis = redis_client(settings)
         self._leadership = Leadership(self._database)
+        self._store = DirectoryStore(settings.store)
+        self._fairness = Fairness(settings.weights)
         self._rescued_at = 0.0
 
     def run(self) -> None:
@@ -70,7 +75,8 @@ class Scheduler:
         if now - self._rescued_at >= RESCUE_EVERY_S:
             self._rescued_at = now
             rescue_expired(self._database)
-        dispatch(self._database, self._app, self._settings.signal_again_after_s)
+            look_after(self._database, self._store.has, self._settings.unplaceable_after_s)
+        dispatch(self._database, self._app, self._fairness, self._settings.signal_again_after_s)
 
     def _wait(self, bell: PubSub | None) -> PubSub | None:
         """Until rung or the polling interval is over. Without Redis it polls; None: listen anew next time."""

@@ -20,6 +20,7 @@ from olivepress.queues import Ring, celery_app, queue_name, redis_client
 from olivepress.settings import Settings
 from olivepress.store.directory import DirectoryStore
 from workers import host, tasks
+from workers.child import StepCode
 from workers.child_process import describe_toolchain, start_forkserver
 from workers.runtime import Runtime, watch_database
 from workers.workspace import worker_directory
@@ -27,9 +28,14 @@ from workers.workspace import worker_directory
 log = structlog.get_logger(__name__)
 
 
-def serve(settings: Settings) -> None:
-    """Run the worker until it is asked to end (SIGTERM); running steps get the grace, then go back to the queue."""
-    start_forkserver()
+def serve(settings: Settings, code: StepCode | None = None) -> None:
+    """Run the worker until it is asked to end (SIGTERM); running steps get the grace, then go back to the queue.
+
+    Args:
+        code: where the steps' code lies; the real toolchain unless a test says otherwise.
+    """
+    code = code or StepCode()
+    start_forkserver(code)
     facts = host.describe(settings)
     database = Database(settings.database)
     migrations.check(database)
@@ -42,10 +48,11 @@ def serve(settings: Settings) -> None:
             ring=Ring(redis_client(settings)),
             offer=host.offer_of(facts),
             workspaces=workspaces,
+            code=code,
         )
         with database.write() as session:
             worker_rows.register(session, facts)
-        log.info("worker_started", worker_id=facts.id, slots=facts.slots, pool=facts.pool)
+        log.info("worker_started", worker_id=facts.id, slots=facts.slots, pools=facts.pools)
         stop = threading.Event()
         threads = [
             threading.Thread(target=watch_database, args=(runtime, stop), name="watch-database"),
@@ -81,9 +88,9 @@ def _consume(settings: Settings, runtime: Runtime, facts: WorkerFacts) -> None:
     worker = app.Worker(
         pool="threads",
         concurrency=settings.slots,
-        queues=[queue_name(settings.pool)],
+        queues=[queue_name(facts.id)],
         # What Flower shows; several workers of one host need names of their own.
-        hostname=f"{settings.pool}-{facts.pid}@{facts.host}",
+        hostname=f"{facts.pools[0]}-{facts.pid}@{facts.host}",
         without_gossip=True,
         without_mingle=True,
         quiet=True,
@@ -95,7 +102,7 @@ def _warm_up(runtime: Runtime) -> None:
     """Wait for the forkserver's imports and note what the toolchain can build."""
     started = time.monotonic()
     try:
-        architectures = describe_toolchain()
+        architectures = describe_toolchain(runtime.code)
         with runtime.database.write() as session:
             worker_rows.warmed(session, runtime.offer.worker_id, architectures)
     except EOFError:

@@ -164,6 +164,7 @@ class Attempt:
         child = ChildProcess(
             ChildRequest(
                 kind=self._held.kind,
+                code=runtime.code,
                 spec=spec,
                 inputs=inputs,
                 output=workspace.output,

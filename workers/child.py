@@ -23,10 +23,21 @@ from workers.steps.context import StepContext
 
 
 @dataclass(frozen=True)
+class StepCode:
+    """Where the code of the steps lies. Tests whose subject is the execution put a double of the toolchain here."""
+
+    steps: str = "workers.steps"
+    """A package with a module for each step kind that runs in a child."""
+    preload: str = "workers.preload"
+    """What the forkserver imports; its `supported_architectures()` says what can be built."""
+
+
+@dataclass(frozen=True)
 class ChildRequest:
     """What a child is to do, and where."""
 
     kind: StepKind
+    code: StepCode
     spec: dict[str, Any]
     inputs: dict[str, Path]
     output: Path
@@ -77,12 +88,12 @@ def main(connection: Connection, request: ChildRequest) -> None:
         os._exit(0)
 
 
-def describe(connection: Connection) -> None:
+def describe(connection: Connection, code: StepCode) -> None:
     """Send what this toolchain can build: the first child of a worker, which also proves that it is warm."""
     os.setsid()
     die_with_parent(_forkserver_pid())
     try:
-        connection.send(import_module("workers.toolchains.architecture").supported_architectures())
+        connection.send(import_module(code.preload).supported_architectures())
     finally:
         os._exit(0)
 
@@ -96,7 +107,7 @@ def _run(connection: Connection, request: ChildRequest) -> Success | Failure:
         report_progress=lambda phase, share: connection.send(Progress(phase, share)),
     )
     try:
-        step = import_module(f"workers.steps.{request.kind.value}")
+        step = import_module(f"{request.code.steps}.{request.kind.value}")
         return Success(step.run(request.spec, context), _cpu_s())
     except OlivepressError as error:
         logging.getLogger(__name__).error("%s: %s", type(error).__name__, error)
@@ -111,7 +122,7 @@ def _run(connection: Connection, request: ChildRequest) -> Success | Failure:
 
 
 def _forkserver_pid() -> int:
-    pid: int = import_module("workers.preload").FORKSERVER_PID
+    pid: int = import_module("workers.forkserver").FORKSERVER_PID
     return pid
 
 

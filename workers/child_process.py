@@ -13,7 +13,6 @@ from olivepress.errors import RuntimeCrashed
 from olivepress.lifetime import WORKER_PID_VARIABLE
 from workers import child
 
-PRELOAD = ["workers.preload"]
 # Before any import of the libraries: afterwards they have read their environment. CI=true silences the Foundry runtime.
 OFFLINE = {
     "OLIVE_DISABLE_TELEMETRY": "1",
@@ -30,18 +29,18 @@ END_WITHIN_S = 5.0
 Message = child.Progress | child.Success | child.Failure
 
 
-def start_forkserver() -> None:
+def start_forkserver(code: child.StepCode) -> None:
     """Start the forkserver that children are forked from; returns at once, it imports on by itself.
 
     Must be called in the worker's main thread: the kernel ends the forkserver with the thread that started it.
     """
     os.environ.update(OFFLINE)
     os.environ[WORKER_PID_VARIABLE] = str(os.getpid())
-    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["workers.forkserver", code.preload])
     forkserver.ensure_running()
 
 
-def describe_toolchain() -> list[str]:
+def describe_toolchain(code: child.StepCode) -> list[str]:
     """Architectures that the toolchain can build; waits until the forkserver is warm.
 
     Raises:
@@ -49,7 +48,7 @@ def describe_toolchain() -> list[str]:
     """
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=child.describe, args=(theirs,), daemon=True)
+    process = context.Process(target=child.describe, args=(theirs, code), daemon=True)
     process.start()
     theirs.close()
     try:

@@ -1,9 +1,12 @@
 """What this worker is: its identity, its toolchain and its hardware, as they enter keys and the workers table."""
 
+import contextlib
 import os
 import platform
 import secrets
+import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +18,28 @@ from olivepress.jobs import digest_of
 from olivepress.settings import Settings
 from workers.toolchains.versions import toolchain_versions
 
+# For the system, the worker itself and the forkserver's imports.
+RESERVE_BYTES = 2 * 2**30
+
 
 def describe(settings: Settings) -> WorkerFacts:
     """This process as a row of the workers table."""
     toolchain = toolchain_versions() | {"python": platform.python_version()}
     host = socket.gethostname()
+    fingerprint = digest_of([toolchain, platform.system(), platform.machine()])
+    machine = hardware()
     return WorkerFacts(
         id=f"{host}-{os.getpid()}-{secrets.token_hex(3)}",
         host=host,
         pid=os.getpid(),
         pid_started_at=psutil.Process().create_time(),
-        pool=settings.pool,
+        pools=settings.pool_labels,
         slots=settings.slots,
-        memory_bytes=psutil.virtual_memory().total,
-        fingerprint=digest_of([toolchain, platform.system(), platform.machine()]),
-        hardware=hardware(),
+        memory_bytes=int(settings.memory) if settings.memory else default_memory_bytes(),
+        disk_free_bytes=disk_free_bytes(settings),
+        fingerprint=fingerprint,
+        timed_fingerprint=digest_of([fingerprint, machine["class"]]),
+        hardware=machine,
         toolchain=toolchain,
         # The first warm child says it; see workers.app.
         architectures=[],
@@ -40,10 +50,30 @@ def offer_of(worker: WorkerFacts) -> Offer:
     """What the worker can claim, with the fingerprints that enter the keys."""
     return Offer(
         worker_id=worker.id,
-        pool=worker.pool,
+        pools=tuple(worker.pools),
+        allowance_bytes=worker.memory_bytes // worker.slots,
         fingerprint=worker.fingerprint,
-        timed_fingerprint=digest_of([worker.fingerprint, worker.hardware["class"]]),
+        timed_fingerprint=worker.timed_fingerprint,
     )
+
+
+def default_memory_bytes() -> int:
+    """What a worker offers unless told: the machine's memory (or its container's, if less) but a reserve."""
+    total = min([psutil.virtual_memory().total, *_container_limits()])
+    return total - min(RESERVE_BYTES, total // 4)
+
+
+def disk_free_bytes(settings: Settings) -> int:
+    """Room for workspaces."""
+    settings.workspaces.mkdir(parents=True, exist_ok=True)
+    return shutil.disk_usage(settings.workspaces).free
+
+
+def _container_limits() -> Iterator[int]:
+    """Memory limits of the cgroup that this process sees as its root, version 2 and 1."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            yield int((Path("/sys/fs/cgroup") / name).read_text())
 
 
 def hardware() -> dict[str, Any]:

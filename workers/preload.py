@@ -1,19 +1,11 @@
-"""Imported once by the forkserver: everything heavy, so that children of it start warm.
-
-The forkserver must not outlive the worker, and its children must not outlive it; `olivepress.lifetime` says how.
-"""
+"""Imported once by the forkserver: everything heavy, so that children of it start warm."""
 
 import gc
-import os
 
-from olivepress.lifetime import WORKER_PID_VARIABLE, die_with_parent
+from workers.steps import convert, ingest, package, validate
+from workers.toolchains.architecture import supported_architectures
 
-FORKSERVER_PID = os.getpid()
-
-if _worker_pid := os.environ.get(WORKER_PID_VARIABLE):
-    die_with_parent(int(_worker_pid))
-
-from workers.steps import convert, ingest, package, validate  # noqa: E402, F401
+__all__ = ["convert", "ingest", "package", "supported_architectures", "validate"]
 
 # What was imported never becomes garbage: without this each child's first collection would look at all of it.
 gc.collect()

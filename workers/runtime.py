@@ -7,7 +7,7 @@ from pathlib import Path
 
 import structlog
 
-from olivepress.database import steps
+from olivepress.database.cancelling import cancelled_steps
 from olivepress.database.sessions import Database
 from olivepress.database.unblocking import Offer
 from olivepress.database.workers import SEEN_EVERY_S, seen
@@ -15,6 +15,8 @@ from olivepress.errors import ServiceUnavailable
 from olivepress.queues import Ring
 from olivepress.settings import Settings
 from olivepress.store.directory import DirectoryStore
+from workers.child import StepCode
+from workers.host import disk_free_bytes
 
 POLL_CANCELLED_EVERY_S = 1.0
 log = structlog.get_logger(__name__)
@@ -30,6 +32,7 @@ class Runtime:
     ring: Ring
     offer: Offer
     workspaces: Path
+    code: StepCode = field(default_factory=StepCode)
     shutdown: threading.Event = field(default_factory=threading.Event)
     cancelled: set[int] = field(default_factory=set)
     """Ids of running steps whose job somebody cancelled; replaced, never changed, by `watch_database`."""
@@ -42,8 +45,8 @@ def watch_database(runtime: Runtime, stop: threading.Event) -> None:
         # An outage is the attempts' business: they end their own children when it lasts too long.
         with contextlib.suppress(ServiceUnavailable):
             with runtime.database.read() as session:
-                runtime.cancelled = steps.cancelled_steps(session, runtime.offer.worker_id)
+                runtime.cancelled = cancelled_steps(session, runtime.offer.worker_id)
             if beats % int(SEEN_EVERY_S / POLL_CANCELLED_EVERY_S) == 0:
                 with runtime.database.write() as session:
-                    seen(session, runtime.offer.worker_id)
+                    seen(session, runtime.offer.worker_id, disk_free_bytes(runtime.settings))
         beats += 1

@@ -8,15 +8,13 @@ from fastapi import APIRouter, Header, Path, Query, Response
 from api.routes import DEFAULT_TEAM, MAX_ID, BeforeId, Stack, Team
 from api.schemas import Batch, BatchSummary, SubmittedBatch
 from olivepress import submission
-from olivepress.database import steps, views
+from olivepress.database import cancelling, views
 from olivepress.database.tables import Json
 from olivepress.jobs import JobState
 from olivepress.manifest import Manifest
 
 router = APIRouter(prefix="/batches", tags=["batches"])
 BatchNumber = Annotated[int, Path(ge=1, le=MAX_ID)]
-# Workers and other requests get their turn between the transactions of a large cancel.
-CANCELLED_TOGETHER = 50
 
 
 @router.post("", status_code=HTTPStatus.ACCEPTED, summary="Submit a batch")
@@ -67,11 +65,8 @@ def batch(
 )
 def cancel(stack: Stack, batch_id: BatchNumber) -> Json:
     """Cancel the jobs that are not over yet: waiting steps at once, running ones within seconds by their worker."""
-    with stack.database.read() as session:
-        job_ids = views.unfinished_jobs(session, batch_id)
-    for start in range(0, len(job_ids), CANCELLED_TOGETHER):
-        with stack.database.write() as session:
-            for job_id in job_ids[start : start + CANCELLED_TOGETHER]:
-                steps.cancel_job(session, job_id)
+    with stack.database.write() as session:
+        views.batch_summary(session, batch_id)
+        cancelling.cancel_batch(session, batch_id)
     with stack.database.read() as session:
         return views.batch_summary(session, batch_id)

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Path, Query
 
 from api.routes import DEFAULT_TEAM, MAX_ID, BeforeId, Stack, Team
 from api.schemas import Job, JobDetail, JobLog
-from olivepress.database import steps, views
+from olivepress.database import cancelling, views
 from olivepress.database.tables import Json
-from olivepress.jobs import FINAL_JOB_STATES, JobState, StepKind
+from olivepress.jobs import JobState, StepKind
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 JobNumber = Annotated[int, Path(ge=1, le=MAX_ID)]
@@ -51,10 +51,8 @@ def log(
 @router.post("/{job_id}/cancel", status_code=HTTPStatus.ACCEPTED, response_model=JobDetail, summary="Cancel a job")
 def cancel(stack: Stack, job_id: JobNumber) -> Json:
     """Cancel a job: waiting steps at once, a running one within seconds by its worker. A finished job stays so."""
-    with stack.database.read() as session:
-        state = JobState(views.job(session, job_id)["state"])
-    if state not in FINAL_JOB_STATES:
-        with stack.database.write() as session:
-            steps.cancel_job(session, job_id)
+    with stack.database.write() as session:
+        views.job(session, job_id)
+        cancelling.cancel_job(session, job_id)
     with stack.database.read() as session:
         return views.job(session, job_id)

@@ -60,6 +60,7 @@ class Commands(LazyGroup):
         "demo": LazyCommand("olivepress.cli.demo", "demo", "Show the whole way on tiny models.", STACK, "worker"),
         "service": LazyCommand("olivepress.cli.service", "app", "Run one service in the foreground.", STACK, "server"),
         "workers": LazyCommand("olivepress.cli.workers", "workers", "List the workers.", STACK),
+        "retention": LazyCommand("olivepress.cli.retention", "retention", "Remove what is too old to keep.", STACK),
         "doctor": LazyCommand("olivepress.cli.doctor", "doctor", "Check this machine and the stack.", STACK),
     }
 

@@ -5,10 +5,12 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import structlog
 import typer
 
+from olivepress.errors import ServiceUnavailable
 from olivepress.settings import Settings
 
 app = typer.Typer(
@@ -54,6 +56,20 @@ def migrate() -> None:
     from olivepress.database.sessions import Database
 
     upgrade(Database(Settings().database))
+
+
+@app.command()
+def health(service: Annotated[str, typer.Argument(metavar="api|worker|scheduler|flower")]) -> None:
+    """Say whether a service of this host works; exit code 1 if not. What a container's health check runs."""
+    from olivepress.services.health import Service, check
+
+    if service not in [*Service]:
+        raise typer.BadParameter(f"'{service}' has no health check; ask {', '.join(Service)}")
+    try:
+        typer.echo(check(Service(service), Settings()))
+    except ServiceUnavailable as error:
+        typer.echo(f"{service}: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 def _run(module: str) -> None:

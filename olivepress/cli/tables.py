@@ -216,7 +216,7 @@ def recipes_table(recipes: Iterable[Json]) -> Table:
 def workers_table(workers: Iterable[Json]) -> Table:
     """Workers, what they run on and with."""
     table = plain_table(
-        "worker", word("state"), word("pool"), figure("busy"), figure("memory"), "processor", "toolchain"
+        "worker", word("state"), word("pools"), figure("busy"), figure("memory"), "processor", "toolchain"
     )
     for worker in workers:
         toolchain = worker["toolchain"]
@@ -225,7 +225,7 @@ def workers_table(workers: Iterable[Json]) -> Table:
         table.add_row(
             worker["id"],
             Text(state, style={"alive": "green", "lost": "red"}.get(state, "yellow")),
-            worker["pool"],
+            ",".join(worker["pools"]),
             f"{worker['running_steps']}/{worker['slots']}",
             size(worker["memory_bytes"]),
             str(worker["hardware"].get("processor", NOTHING)),

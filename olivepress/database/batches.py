@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import BigInteger, Double, insert, literal, select
 from sqlalchemy.orm import Session
 
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import BatchRow, JobRow, PromptSetRow, StepRow
-from olivepress.jobs import STEP_ORDER, BatchId, JobId, JobState, StepKind, StepState, digest_of
+from olivepress.jobs import STEP_ORDER, BatchId, JobId, JobState, StepState, digest_of, rank
 from olivepress.manifest import CheckpointEntry, DomainPrompt, Manifest
 from olivepress.recipes import Recipe
-from olivepress.settings import POOL
+from olivepress.step_cost import INGEST_BYTES
 from olivepress.steps import ingest_location
 
 
@@ -56,6 +56,7 @@ def insert_batch(
             "recipe": recipes[job.recipe.name],
             "model_name": job.model_name,
             "alias": manifest.alias,
+            "pool": manifest.pool,
             "prompts_digest": _store_prompts(session, job.entry.prompts) if job.entry.prompts else shared_prompts,
             "priority": manifest.priority,
             "is_fresh": manifest.fresh,
@@ -67,29 +68,50 @@ def insert_batch(
     ]
     returning = insert(JobRow).returning(JobRow.id, sort_by_parameter_order=True)
     job_ids = list(session.scalars(returning, rows))
-    steps = [step for pair in zip(job_ids, rows, strict=True) for step in _steps(*pair)]
-    # Without it the keys that are NULL would split the one statement into thousands.
-    session.execute(insert(StepRow).execution_options(render_nulls=True), steps)
+    _insert_steps(session, batch.id, [_first_step(*pair) for pair in zip(job_ids, rows, strict=True)], now)
     return BatchId(batch.id), [JobId(job_id) for job_id in job_ids]
 
 
-def _steps(job_id: int, job: dict[str, Any]) -> list[dict[str, Any]]:
-    location = ingest_location(job["batch_id"], job["checkpoint_path"], job["base_path"])
-    return [
-        {
-            "job_id": job_id,
-            "kind": kind,
-            "position": position,
-            "state": StepState.QUEUED if position == 0 else StepState.BLOCKED,
-            "pool": POOL,
-            "priority": job["priority"],
-            "key": location if kind is StepKind.INGEST else None,
-            "run_at": job["created_at"],
-            "fence": 0,
-            "attempts": 0,
+def _insert_steps(session: Session, batch_id: int, first: list[dict[str, Any]], now: float) -> None:
+    """The steps of all jobs of a batch: the first of each is queued, the others are made inside the database."""
+    # Without it the keys that are NULL would split the one statement into thousands.
+    session.execute(insert(StepRow).execution_options(render_nulls=True), first)
+    for position, kind in enumerate(STEP_ORDER[1:], start=1):
+        values: dict[Any, Any] = {
+            StepRow.job_id: JobRow.id,
+            StepRow.kind: literal(kind.value),
+            StepRow.position: literal(position),
+            StepRow.state: literal(StepState.BLOCKED.value),
+            StepRow.team: JobRow.team,
+            StepRow.pool: JobRow.pool,
+            # As jobs.rank computes it.
+            StepRow.rank: literal(rank(0, position)) - 100 * JobRow.priority,
+            StepRow.memory_bytes: literal(0, BigInteger),
+            StepRow.scratch_bytes: literal(0, BigInteger),
+            StepRow.run_at: literal(now, Double),
+            StepRow.fence: literal(0),
+            StepRow.attempts: literal(0),
         }
-        for position, kind in enumerate(STEP_ORDER)
-    ]
+        jobs = select(*values.values()).where(JobRow.batch_id == batch_id).order_by(JobRow.id)
+        session.execute(insert(StepRow).from_select(list(values), jobs, include_defaults=False))
+
+
+def _first_step(job_id: int, job: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "kind": STEP_ORDER[0],
+        "position": 0,
+        "state": StepState.QUEUED,
+        "team": job["team"],
+        "pool": job["pool"],
+        "rank": rank(job["priority"], 0),
+        "memory_bytes": INGEST_BYTES,
+        "scratch_bytes": 0,
+        "key": ingest_location(job["batch_id"], job["checkpoint_path"], job["base_path"]),
+        "run_at": job["created_at"],
+        "fence": 0,
+        "attempts": 0,
+    }
 
 
 def _store_prompts(session: Session, prompts: list[DomainPrompt]) -> str:

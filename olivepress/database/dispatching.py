@@ -1,73 +1,182 @@
-"""Which queued steps are signalled next: only a small window of them is ever in Redis."""
+"""Which queued steps are signalled next, and to which worker: only a small window of them is ever in Redis."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from olivepress.database.sessions import DatabaseNow
-from olivepress.database.tables import JobRow, StepRow
+from olivepress.database.tables import JobRow, StepRow, WorkerRow
 from olivepress.database.workers import alive
 from olivepress.jobs import StepId, StepKind, StepState
-
-WINDOW_PER_SLOT = 2
+from olivepress.placement import WINDOW_PER_SLOT, Fairness, Need, Place, Room, Waiting, assign
 
 
 @dataclass(frozen=True)
 class Signal:
-    """A step that a worker should be told of; `description` is what people read in Flower."""
+    """A step of which a worker should be told; `description` is what people read in Flower."""
 
     step_id: StepId
     kind: StepKind
-    pool: str
+    worker_id: str
     description: str
 
 
-def slots_by_pool(session: Session) -> dict[str, int]:
-    """How many steps the living workers of each pool run at a time."""
-    slots: dict[str, int] = {}
-    for worker in alive(session):
-        slots[worker.pool] = slots.get(worker.pool, 0) + worker.slots
-    return slots
-
-
-def next_signals(session: Session, pool: str, slots: int, again_after_s: float) -> list[Signal]:
-    """Mark the next steps of a pool as signalled and return them; the caller sends them after the commit.
-
-    Steps of jobs that are further along go first, so that a batch's first models come early. A step that was
-    signalled `again_after_s` ago and still waits is signalled again: its message was lost.
-    """
-    now = DatabaseNow()
-    waiting = select(func.count()).where(
-        StepRow.state == StepState.QUEUED, StepRow.pool == pool, StepRow.signaled_at > now - again_after_s
+def room_of(worker: WorkerRow) -> Room:
+    """What a worker offers to each of its steps."""
+    return Room(
+        pools=frozenset(worker.pools),
+        allowance_bytes=worker.memory_bytes // worker.slots,
+        fingerprints=frozenset({worker.fingerprint, worker.timed_fingerprint}),
+        disk_free_bytes=worker.disk_free_bytes,
     )
-    room = WINDOW_PER_SLOT * slots - (session.scalar(waiting) or 0)
-    if room <= 0:
-        return []
-    twin, first = aliased(StepRow), aliased(StepRow)
-    query = (
-        select(StepRow, JobRow.model_name)
-        .join(JobRow, JobRow.id == StepRow.job_id)
-        .where(
-            StepRow.state == StepState.QUEUED,
-            StepRow.pool == pool,
-            StepRow.run_at <= now,
-            or_(StepRow.signaled_at.is_(None), StepRow.signaled_at <= now - again_after_s),
-            # Of rows with one key one runs; the others wait for its result.
-            ~exists().where(twin.key == StepRow.key, twin.state == StepState.RUNNING),
-            ~exists().where(first.key == StepRow.key, first.state == StepState.QUEUED, first.id < StepRow.id),
+
+
+def need_of(row: StepRow) -> Need:
+    """What a step asks of a worker."""
+    return Need(row.memory_bytes, row.scratch_bytes, row.pool, row.fingerprint)
+
+
+def fits(rooms: Iterable[Room]) -> ColumnElement[bool]:
+    """Room.fits as a condition on steps, for any of the rooms."""
+    return or_(
+        *(
+            and_(
+                StepRow.memory_bytes <= room.allowance_bytes,
+                StepRow.scratch_bytes <= room.disk_free_bytes,
+                or_(StepRow.pool.is_(None), StepRow.pool.in_(sorted(room.pools))),
+                or_(StepRow.fingerprint.is_(None), StepRow.fingerprint.in_(sorted(room.fingerprints))),
+            )
+            for room in rooms
         )
-        .order_by(StepRow.priority.desc(), StepRow.position.desc(), StepRow.id)
-        .limit(room)
     )
-    rows = session.execute(query).all()
-    session.execute(update(StepRow).where(StepRow.id.in_([row.id for row, _ in rows])).values(signaled_at=now))
-    return [
-        Signal(StepId(row.id), StepKind(row.kind), row.pool, f"job {row.job_id}, {model_name}")
-        for row, model_name in rows
-    ]
+
+
+def next_signals(session: Session, fairness: Fairness, again_after_s: float) -> list[Signal]:
+    """Mark the next steps as signalled and return them; the caller sends them after the commit.
+
+    A step that was signalled `again_after_s` ago and still waits is signalled again: its message was lost. One that
+    waits at a busy worker is signalled to another that has become idle.
+    """
+    places = _places(session, again_after_s)
+    is_open = [place for place in places if place.is_open]
+    if not is_open:
+        return []
+    known = [place.worker_id for place in places]
+    busy = [place.worker_id for place in places if not place.is_idle]
+    sendable = _sendable(known, busy if len(busy) < len(places) else [], again_after_s)
+    waiting = {
+        team: _waiting(session, team, is_open, sendable, busy)
+        for team in session.scalars(select(StepRow.team).distinct().where(StepRow.state == StepState.QUEUED))
+    }
+    chosen = dict(
+        assign({team: steps for team, steps in waiting.items() if steps}, places, _in_flight(session), fairness)
+    )
+    return _signalled(session, chosen)
 
 
 def forget_signals(session: Session, step_ids: list[StepId]) -> None:
     """Redis did not take these signals: they are to be sent with the next tick."""
-    session.execute(update(StepRow).where(StepRow.id.in_(step_ids)).values(signaled_at=None))
+    session.execute(update(StepRow).where(StepRow.id.in_(step_ids)).values(signaled_at=None, signaled_to=None))
+
+
+def _places(session: Session, again_after_s: float) -> list[Place]:
+    """The living workers, each with what it runs and what it was told of."""
+    loads = (
+        select(StepRow.worker_id, func.count()).where(StepRow.state == StepState.RUNNING).group_by(StepRow.worker_id)
+    )
+    told = (
+        select(StepRow.signaled_to, func.count())
+        .where(StepRow.state == StepState.QUEUED, StepRow.signaled_at > DatabaseNow() - again_after_s)
+        .group_by(StepRow.signaled_to)
+    )
+    load: dict[str | None, int] = {}
+    for query in (loads, told):
+        for worker_id, count in session.execute(query):
+            load[worker_id] = load.get(worker_id, 0) + count
+    return [Place(row.id, room_of(row), row.slots, load.get(row.id, 0)) for row in alive(session)]
+
+
+def _in_flight(session: Session) -> dict[str, int]:
+    """Running steps by team, and those that were sent; a lost message counts until its step is claimed."""
+    query = (
+        select(StepRow.team, func.count())
+        .where(
+            or_(
+                StepRow.state == StepState.RUNNING,
+                and_(StepRow.signaled_at.is_not(None), StepRow.state == StepState.QUEUED),
+            )
+        )
+        .group_by(StepRow.team)
+    )
+    return {team: count for team, count in session.execute(query)}
+
+
+def _sendable(known: list[str], busy: list[str], again_after_s: float) -> ColumnElement[bool]:
+    """Steps of which no worker was told, or one that is gone or did not take it in time, or one that is busy."""
+    return or_(
+        StepRow.signaled_at.is_(None),
+        StepRow.signaled_at <= DatabaseNow() - again_after_s,
+        StepRow.signaled_to.not_in(known),
+        StepRow.signaled_to.in_(busy),
+    )
+
+
+def _waiting(
+    session: Session, team: str, places: list[Place], sendable: ColumnElement[bool], busy: list[str]
+) -> list[Waiting]:
+    """The first steps of a team that fit somewhere: for each class of workers as many as it has room for."""
+    found: dict[int, StepRow] = {}
+    for room in {place.room for place in places}:
+        count = sum(place.slots * WINDOW_PER_SLOT - place.load for place in places if place.room == room)
+        rows = session.scalars(_candidates(team, room).where(sendable).limit(count))
+        found |= {row.id: row for row in rows}
+    ordered = sorted(found.values(), key=lambda row: (row.rank, row.id))
+    return [
+        Waiting(StepId(row.id), need_of(row), row.signaled_to if row.signaled_to in busy else None) for row in ordered
+    ]
+
+
+def _candidates(team: str, room: Room) -> Select[StepRow]:
+    twin, first = aliased(StepRow), aliased(StepRow)
+    return (
+        select(StepRow)
+        .where(
+            StepRow.state == StepState.QUEUED,
+            StepRow.team == team,
+            StepRow.run_at <= DatabaseNow(),
+            fits([room]),
+            # Of rows with one key one runs; the others wait for its result.
+            ~exists().where(twin.key == StepRow.key, twin.state == StepState.RUNNING),
+            ~exists().where(first.key == StepRow.key, first.state == StepState.QUEUED, first.id < StepRow.id),
+        )
+        .order_by(StepRow.rank, StepRow.id)
+    )
+
+
+def _signalled(session: Session, chosen: dict[StepId, str]) -> list[Signal]:
+    by_worker: dict[str, list[StepId]] = {}
+    for step_id, worker_id in chosen.items():
+        by_worker.setdefault(worker_id, []).append(step_id)
+    for worker_id, step_ids in by_worker.items():
+        session.execute(
+            update(StepRow)
+            .where(StepRow.id.in_(step_ids))
+            .values(signaled_at=DatabaseNow(), signaled_to=worker_id, unplaceable=None, unplaceable_since=None)
+        )
+    query = (
+        select(StepRow.id, StepRow.kind, StepRow.job_id, JobRow.checkpoint_name, JobRow.recipe_name)
+        .join(JobRow, JobRow.id == StepRow.job_id)
+        .where(StepRow.id.in_(list(chosen)))
+    )
+    rows = {row.id: row for row in session.execute(query)}
+    return [
+        Signal(
+            step_id,
+            StepKind(rows[step_id].kind),
+            worker_id,
+            f"{rows[step_id].checkpoint_name}, {rows[step_id].recipe_name}, job {rows[step_id].job_id}",
+        )
+        for step_id, worker_id in chosen.items()
+    ]

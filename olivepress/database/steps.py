@@ -1,11 +1,11 @@
-"""Every change of a step's state: claim, heartbeat, finish, retry, cancel, rescue.
+"""Every change of a step's state by a worker or the scheduler: claim, heartbeat, finish, retry, rescue.
 
 Each is one transaction of the caller. A worker's changes carry (id, fence, running) as their predicate: no row means
 that the step is somebody else's by now, and the caller discards what it has.
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, CursorResult, and_, exists, func, or_, select, update
@@ -14,10 +14,16 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from olivepress import jobs
+from olivepress.database import costs
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import AttemptRow, JobRow, RememberedRow, StepRow
-from olivepress.database.unblocking import HasArtifact, Offer, advance, cancel_waiting, refresh_job
+from olivepress.database.unblocking import HasArtifact, Offer, advance, cancel_waiting, done_steps, refresh_job
+from olivepress.database.workers import alive
+from olivepress.errors import NoRoom
 from olivepress.jobs import AttemptOutcome, StepId, StepKind, StepState
+from olivepress.placement import gib
+from olivepress.recipes import Recipe
+from olivepress.step_cost import StepCost
 from olivepress.steps import StepResult
 
 _jitter = random.Random()
@@ -57,7 +63,8 @@ def claim(session: Session, step_id: StepId, offer: Offer) -> Claim | None:
         .where(
             StepRow.id == step_id,
             StepRow.state == StepState.QUEUED,
-            StepRow.pool == offer.pool,
+            StepRow.memory_bytes <= offer.allowance_bytes,
+            or_(StepRow.pool.is_(None), StepRow.pool.in_(offer.pools)),
             StepRow.run_at <= DatabaseNow(),
             or_(
                 StepRow.fingerprint.is_(None),
@@ -95,6 +102,7 @@ def claim(session: Session, step_id: StepId, offer: Offer) -> Claim | None:
         number=row.attempts,
         fence=row.fence,
         worker_id=offer.worker_id,
+        allowance_bytes=offer.allowance_bytes,
         started_at=session.scalar(select(DatabaseNow())),
     )
     session.add(attempt)
@@ -110,16 +118,6 @@ def heartbeat(session: Session, held: Claim, phase: str | None, share: float | N
         .values(lease_expires_at=DatabaseNow() + jobs.LEASE_S, phase=phase, share=share)
     )
     return _count(session.execute(change)) == 1
-
-
-def cancelled_steps(session: Session, worker_id: str) -> set[int]:
-    """Steps that this worker runs and whose job somebody asked to cancel."""
-    query = (
-        select(StepRow.id)
-        .join(JobRow, JobRow.id == StepRow.job_id)
-        .where(StepRow.worker_id == worker_id, StepRow.state == StepState.RUNNING, JobRow.cancel_requested)
-    )
-    return set(session.scalars(query))
 
 
 def succeed(
@@ -145,7 +143,9 @@ def succeed(
     values = _success_values(result, reused_step_id)
     if _count(session.execute(update(StepRow).where(_held(held)).values(**values))) != 1:
         return False
-    _end_attempt(session, held, ending or Ending(AttemptOutcome.SUCCEEDED))
+    ending = ending or Ending(AttemptOutcome.SUCCEEDED)
+    _end_attempt(session, held, ending)
+    _learn(session, held, ending)
     if remember_as and reused_step_id is None:
         _remember(session, remember_as, held, result)
     touched = {held.job_id}
@@ -159,18 +159,18 @@ def succeed(
 def fail(session: Session, held: Claim, ending: Ending, *, may_retry: bool) -> bool:
     """End a running step's attempt in error: queued again after a while, or failed, or dead after the last attempt.
 
+    One that ran out of memory is tried once more, by a worker that gives a step more, if there is one.
+
     Returns:
         False if the step is no longer this worker's.
     """
-    is_last = held.attempt >= jobs.MAX_ATTEMPTS
-    values: dict[str, Any] = {
-        "error_class": ending.error_class,
-        "error_message": ending.error_message,
-        "lease_expires_at": None,
-        "worker_id": None,
-        "signaled_at": None,
-    }
-    if may_retry and not is_last:
+    values: dict[str, Any] = {"lease_expires_at": None, "worker_id": None, "signaled_at": None, "signaled_to": None}
+    if ending.outcome is AttemptOutcome.OUT_OF_MEMORY:
+        ending, more = _more_memory(session, held, ending)
+        values |= more
+        may_retry = may_retry and bool(more)
+    values |= {"error_class": ending.error_class, "error_message": ending.error_message}
+    if may_retry and held.attempt < jobs.MAX_ATTEMPTS:
         values |= {
             "state": StepState.QUEUED,
             "run_at": DatabaseNow() + jobs.retry_delay_s(held.attempt, _jitter),
@@ -188,6 +188,18 @@ def fail(session: Session, held: Claim, ending: Ending, *, may_retry: bool) -> b
         _note_error(session, held.job_id, held.kind, ending)
     refresh_job(session, held.job_id)
     return True
+
+
+def fail_waiting(session: Session, row: StepRow, message: str) -> None:
+    """Fail a queued step that no worker could take, and its job."""
+    jobs.check_transition(StepState(row.state), StepState.FAILED)
+    row.state, row.error_class, row.error_message = StepState.FAILED, NoRoom.__name__, message
+    row.finished_at = session.scalar(select(DatabaseNow()))
+    session.flush()
+    cancel_waiting(session, row.job_id)
+    ending = Ending(AttemptOutcome.FAILED, error_class=NoRoom.__name__, error_message=message)
+    _note_error(session, row.job_id, StepKind(row.kind), ending)
+    refresh_job(session, row.job_id)
 
 
 def cancel_running(session: Session, held: Claim, ending: Ending) -> bool:
@@ -209,6 +221,7 @@ def hand_back(session: Session, held: Claim, ending: Ending) -> bool:
         "lease_expires_at": None,
         "worker_id": None,
         "signaled_at": None,
+        "signaled_to": None,
         "phase": None,
         "share": None,
     }
@@ -217,13 +230,6 @@ def hand_back(session: Session, held: Claim, ending: Ending) -> bool:
     _end_attempt(session, held, ending)
     refresh_job(session, held.job_id)
     return True
-
-
-def cancel_job(session: Session, job_id: int) -> None:
-    """Ask for the end of a job: waiting steps are cancelled now, a running one by its worker."""
-    session.execute(update(JobRow).where(JobRow.id == job_id).values(cancel_requested=True))
-    cancel_waiting(session, job_id)
-    refresh_job(session, job_id)
 
 
 def rescue(session: Session, worker_ids: list[str] | None = None) -> list[int]:
@@ -275,6 +281,26 @@ def _success_values(result: StepResult, reused_step_id: int | None) -> dict[str,
     }
 
 
+def _more_memory(session: Session, held: Claim, ending: Ending) -> tuple[Ending, dict[str, Any]]:
+    """What a step that ran out of memory asks for next; nothing if it did so before, or no worker gives a step more."""
+    here = (AttemptRow.step_id == held.step_id) & (AttemptRow.fence == held.fence)
+    allowance = session.scalar(select(AttemptRow.allowance_bytes).where(here)) or 0
+    before = select(func.count()).where(
+        AttemptRow.step_id == held.step_id, AttemptRow.outcome == AttemptOutcome.OUT_OF_MEMORY
+    )
+    if session.scalar(before):
+        return ending, {}
+    pool = session.scalars(select(StepRow.pool).where(StepRow.id == held.step_id)).one()
+    given = [row.memory_bytes // row.slots for row in alive(session) if pool is None or pool in row.pools]
+    largest = max(given, default=0)
+    if largest <= allowance:
+        where = f" in the pool '{pool}'" if pool else ""
+        message = f"{ending.error_message}; no worker{where} gives a step more than {gib(max(largest, allowance))}"
+        return replace(ending, error_message=message), {}
+    wanted = max(allowance + 1, round(1.1 * (ending.peak_rss_bytes or 0)))
+    return ending, {"memory_bytes": min(largest, wanted)}
+
+
 def _end_attempt(session: Session, held: Claim, ending: Ending) -> None:
     session.execute(
         update(AttemptRow)
@@ -291,6 +317,18 @@ def _end_attempt(session: Session, held: Claim, ending: Ending) -> None:
             finished_at=DatabaseNow(),
         )
     )
+
+
+def _learn(session: Session, held: Claim, ending: Ending) -> None:
+    """What the attempt took corrects the predictions for its family."""
+    if ending.peak_rss_bytes is None:
+        return
+    query = select(AttemptRow.finished_at - AttemptRow.started_at).where(
+        AttemptRow.step_id == held.step_id, AttemptRow.fence == held.fence
+    )
+    used = StepCost(ending.peak_rss_bytes, 0, session.scalar(query))
+    recipe = Recipe.from_dict(session.get_one(JobRow, held.job_id).recipe)
+    costs.learn(session, held.kind, recipe, done_steps(session, held.job_id), used)
 
 
 def _remember(session: Session, key: str, held: Claim, result: StepResult) -> None:

@@ -2,7 +2,7 @@
 
 batches 1─n jobs 1─n steps 1─n attempts          remembered: step key -> result
 models 1─n versions, models 1─n aliases n─1 versions
-prompt_sets, workers, leases stand alone
+prompt_sets, workers, leases, learned_costs stand alone
 """
 
 from typing import Any, ClassVar
@@ -14,6 +14,12 @@ Json = dict[str, Any]
 
 # People write these ids down and messages carry them: SQLite would give that of a deleted last row again.
 NEVER_REUSED = {"sqlite_autoincrement": True}
+
+
+def _index_where_set(column: str) -> Index:
+    """An index of the rows of `steps` that have a value here."""
+    is_set = text(f"{column} IS NOT NULL")
+    return Index(f"ix_steps_{column}", column, sqlite_where=is_set, postgresql_where=is_set)
 
 
 class Table(DeclarativeBase):
@@ -68,6 +74,8 @@ class JobRow(Table):
     recipe: Mapped[Json]
     model_name: Mapped[str]
     alias: Mapped[str]
+    pool: Mapped[str | None]
+    """Only workers that offer this pool run its steps; None: any."""
     prompts_digest: Mapped[str | None] = mapped_column(ForeignKey("prompt_sets.digest"))
     priority: Mapped[int]
     is_fresh: Mapped[bool]
@@ -86,9 +94,9 @@ class StepRow(Table):
     __tablename__ = "steps"
     __table_args__ = (
         UniqueConstraint("job_id", "position"),
-        Index("ix_steps_waiting", "state", "pool", "run_at"),
-        Index("ix_steps_worker_id", "worker_id"),
-        Index("ix_steps_key", "key"),
+        Index("ix_steps_waiting", "state", "team", "rank", "id"),
+        # Most steps of a large batch have none of these for a long time: partial indexes keep its insertion fast.
+        *(_index_where_set(column) for column in ("signaled_at", "worker_id", "key")),
         # Of rows with one key only one runs.
         Index(
             "uq_steps_running_key",
@@ -105,8 +113,17 @@ class StepRow(Table):
     kind: Mapped[str]
     position: Mapped[int]
     state: Mapped[str]
-    pool: Mapped[str]
-    priority: Mapped[int]
+    team: Mapped[str]
+    pool: Mapped[str | None]
+    rank: Mapped[int]
+    """Order among the waiting steps of a team, the smallest first; `jobs.rank` computes it."""
+    memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    """What it is predicted to need; a worker whose slots have less does not take it."""
+    scratch_bytes: Mapped[int] = mapped_column(BigInteger)
+    predicted_s: Mapped[float | None]
+    unplaceable: Mapped[str | None]
+    """Why no living worker can take it, in plain words."""
+    unplaceable_since: Mapped[float | None]
     key: Mapped[str | None]
     fingerprint: Mapped[str | None]
     fence: Mapped[int] = mapped_column(Integer, default=0)
@@ -115,6 +132,7 @@ class StepRow(Table):
     attempts: Mapped[int] = mapped_column(Integer, default=0)
     run_at: Mapped[float]
     signaled_at: Mapped[float | None]
+    signaled_to: Mapped[str | None]
     phase: Mapped[str | None]
     share: Mapped[float | None]
     result: Mapped[Json | None]
@@ -144,7 +162,10 @@ class AttemptRow(Table):
     error_message: Mapped[str | None]
     cpu_s: Mapped[float | None]
     peak_rss_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    allowance_bytes: Mapped[int | None] = mapped_column(BigInteger)
     log_tail: Mapped[str | None]
+    log_lines: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
+    """Lines written so far; `log_tail` holds the last of them."""
     started_at: Mapped[float]
     finished_at: Mapped[float | None]
 
@@ -216,16 +237,32 @@ class WorkerRow(Table):
     host: Mapped[str]
     pid: Mapped[int]
     pid_started_at: Mapped[float]
-    pool: Mapped[str]
+    pools: Mapped[list[Any]]
     slots: Mapped[int]
     memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    """Offered to steps, in equal parts for each slot."""
+    disk_free_bytes: Mapped[int] = mapped_column(BigInteger)
     fingerprint: Mapped[str]
+    timed_fingerprint: Mapped[str]
     hardware: Mapped[Json]
     toolchain: Mapped[Json]
     architectures: Mapped[list[Any]]
     started_at: Mapped[float]
     seen_at: Mapped[float]
     stopped_at: Mapped[float | None]
+
+
+class LearnedCostRow(Table):
+    """What steps of one kind and family took, as a ratio to what was predicted from sizes alone."""
+
+    __tablename__ = "learned_costs"
+
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    family: Mapped[str] = mapped_column(primary_key=True)
+    memory_ratio: Mapped[float]
+    seconds_ratio: Mapped[float]
+    attempts: Mapped[int]
+    updated_at: Mapped[float]
 
 
 class LeaseRow(Table):

@@ -8,12 +8,14 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from olivepress import jobs
+from olivepress.database import costs
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import JobRow, PromptSetRow, RememberedRow, StepRow
 from olivepress.errors import GateFailed
 from olivepress.gates import Verdict
 from olivepress.jobs import StepKind, StepState
 from olivepress.recipes import Recipe
+from olivepress.settings import DEFAULT_POOL
 from olivepress.steps import Done, JobFacts, StepResult, key_of
 
 # Whether the store still has an artifact whole, by its digest.
@@ -22,13 +24,14 @@ HasArtifact = Callable[[str], bool]
 
 @dataclass(frozen=True)
 class Offer:
-    """What a worker can run: its pool, and the toolchain fingerprints under which keys may be fixed."""
+    """What a worker can run: its pools, memory for each step, and the fingerprints under which keys may be fixed."""
 
     worker_id: str
-    pool: str
     fingerprint: str
     timed_fingerprint: str
     """The toolchain on this class of hardware: what a measurement depends on."""
+    pools: tuple[str, ...] = (DEFAULT_POOL,)
+    allowance_bytes: int = 2**40
 
     def fingerprint_for(self, kind: StepKind) -> str | None:
         """The fingerprint that enters a step's key; None where the result does not depend on the toolchain."""
@@ -81,16 +84,26 @@ def advance(session: Session, job_id: int, offer: Offer, has_artifact: HasArtifa
         row.key, row.fingerprint = key_of(kind, facts, done, fingerprint or ""), fingerprint
         known = recall(session, row.key, has_artifact) if row.key else None
         if known is None or (job.is_fresh and kind is StepKind.VALIDATE):
-            _move(row, StepState.QUEUED)
-            row.run_at = session.scalar(select(DatabaseNow())) or 0.0
+            _queue(session, row, facts.recipe, done)
             break
-        _move(row, StepState.SUCCEEDED)
-        row.result, row.artifact_digest, row.reused_step_id = known.result, known.artifact_digest, known.step_id
-        row.started_at = row.finished_at = session.scalar(select(DatabaseNow()))
-        done[kind] = StepResult(known.result, known.artifact_digest)
+        done[kind] = _remembered(session, row, known)
     _stopped_by_gate(session, job, done)
     session.flush()
     refresh_job(session, job_id)
+
+
+def rekey(session: Session, row: StepRow, offer: Offer, has_artifact: HasArtifact) -> None:
+    """Give a queued step the key that a living worker's toolchain makes: the one of its key is gone."""
+    kind = StepKind(row.kind)
+    facts, done = job_facts(session, row.job_id), done_steps(session, row.job_id)
+    row.fingerprint = offer.fingerprint_for(kind)
+    row.key = key_of(kind, facts, done, row.fingerprint or "")
+    row.signaled_at = row.signaled_to = None
+    known = recall(session, row.key, has_artifact) if row.key else None
+    if known is not None and not session.get_one(JobRow, row.job_id).is_fresh:
+        _remembered(session, row, known)
+    session.flush()
+    advance(session, row.job_id, offer, has_artifact)
 
 
 def refresh_job(session: Session, job_id: int) -> None:
@@ -112,6 +125,20 @@ def cancel_waiting(session: Session, job_id: int) -> None:
         .where(StepRow.job_id == job_id, StepRow.state.in_([StepState.BLOCKED, StepState.QUEUED]))
         .values(state=StepState.CANCELLED, finished_at=DatabaseNow())
     )
+
+
+def _queue(session: Session, row: StepRow, recipe: Recipe, done: Done) -> None:
+    _move(row, StepState.QUEUED)
+    cost = costs.predicted(session, StepKind(row.kind), recipe, done)
+    row.memory_bytes, row.scratch_bytes, row.predicted_s = cost.memory_bytes, cost.scratch_bytes, cost.seconds
+    row.run_at = session.scalar(select(DatabaseNow())) or 0.0
+
+
+def _remembered(session: Session, row: StepRow, known: RememberedRow) -> StepResult:
+    _move(row, StepState.SUCCEEDED)
+    row.result, row.artifact_digest, row.reused_step_id = known.result, known.artifact_digest, known.step_id
+    row.started_at = row.finished_at = session.scalar(select(DatabaseNow()))
+    return StepResult(known.result, known.artifact_digest)
 
 
 def _move(row: StepRow, new: StepState) -> None:

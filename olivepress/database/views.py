@@ -11,7 +11,7 @@ from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import AttemptRow, BatchRow, JobRow, Json, LeaseRow, StepRow, VersionRow, WorkerRow
 from olivepress.database.workers import ALIVE_FOR_S, SCHEDULER_LEASE
 from olivepress.errors import NotFound
-from olivepress.jobs import FINAL_JOB_STATES, JobState, StepKind, StepState, batch_state
+from olivepress.jobs import JobState, StepKind, StepState, batch_state
 
 # Sizes are read as floats: PostgreSQL's integer ends at 2 GiB, a float is exact up to 2^53.
 _FIGURES: dict[str, tuple[str, ...]] = {
@@ -71,17 +71,6 @@ def batch(session: Session, batch_id: int, states: Collection[JobState] = ()) ->
     """
     chosen = _chosen(JobFilter(batch_id=batch_id, states=tuple(states))).order_by(JobRow.id)
     return batch_summary(session, batch_id) | {"jobs": _job_views(session, chosen)}
-
-
-def unfinished_jobs(session: Session, batch_id: int) -> list[int]:
-    """Ids of the jobs of a batch that are not over.
-
-    Raises:
-        NotFound: there is no such batch.
-    """
-    batch_summary(session, batch_id)
-    query = select(JobRow.id).where(JobRow.batch_id == batch_id, JobRow.state.not_in(FINAL_JOB_STATES))
-    return list(session.scalars(query.order_by(JobRow.id)))
 
 
 def jobs(session: Session, wanted: JobFilter, limit: int) -> list[Json]:
@@ -373,10 +362,12 @@ def _worker_view(row: WorkerRow, running_steps: int, now: float) -> Json:
         "id": row.id,
         "alive": row.stopped_at is None and row.seen_at > now - ALIVE_FOR_S,
         "host": row.host,
-        "pool": row.pool,
+        "pools": row.pools,
         "slots": row.slots,
         "running_steps": running_steps,
         "memory_bytes": row.memory_bytes,
+        "allowance_bytes": row.memory_bytes // row.slots,
+        "disk_free_bytes": row.disk_free_bytes,
         "fingerprint": row.fingerprint,
         "hardware": row.hardware,
         "toolchain": row.toolchain,

@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import LeaseRow, WorkerRow
 
-SEEN_EVERY_S = 15.0
-ALIVE_FOR_S = 45.0
+SEEN_EVERY_S = 5.0
+ALIVE_FOR_S = 30.0
 SCHEDULER_LEASE = "scheduler"
 
 
@@ -23,10 +23,12 @@ class WorkerFacts:
     host: str
     pid: int
     pid_started_at: float
-    pool: str
+    pools: list[str]
     slots: int
     memory_bytes: int
+    disk_free_bytes: int
     fingerprint: str
+    timed_fingerprint: str
     hardware: dict[str, Any]
     toolchain: dict[str, Any]
     architectures: list[str]
@@ -43,9 +45,10 @@ def warmed(session: Session, worker_id: str, architectures: list[str]) -> None:
     session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(architectures=architectures))
 
 
-def seen(session: Session, worker_id: str) -> None:
-    """Note that a worker lives."""
-    session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(seen_at=DatabaseNow()))
+def seen(session: Session, worker_id: str, disk_free_bytes: int) -> None:
+    """Note that a worker lives, and how much room its workspaces have."""
+    values = {"seen_at": DatabaseNow(), "disk_free_bytes": disk_free_bytes}
+    session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(**values))
 
 
 def stopped(session: Session, worker_id: str) -> None:

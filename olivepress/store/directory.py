@@ -3,9 +3,13 @@
     chunks/ab/abcdef…           a chunk, named by its SHA-256, read-only
     manifests/ab/abcdef….json   an artifact's manifest, named by its SHA-256
     tmp/host-pid-random         a file that a writer has begun; what a dead writer leaves lies only here
+    trash/cutoff-random/…       what nothing refers to any more, until it is removed (collecting.py)
 
 A file is written under a name in tmp/, brought to the disk, and renamed. A manifest is written after all of its
 chunks have reached the disk, so an artifact that can be seen is complete.
+
+Whoever puts an artifact or is told that the store has it relies on files that may be old. Both renew them: from then
+on the collector leaves them alone for its grace period.
 """
 
 import errno
@@ -22,8 +26,9 @@ from typing import Any, TypeVar
 
 from olivepress.errors import BadArtifact, NotFound
 from olivepress.store.cutting import cut, piece_sizes
-from olivepress.store.durable import full_disk_is_named, sweep, sync_directory, write_whole
+from olivepress.store.durable import full_disk_is_named, renew, sweep, sync_directory, write_whole
 from olivepress.store.manifest import Chunk, FileEntry, Manifest, check_paths, is_sha256
+from olivepress.store.places import Places
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +61,8 @@ class DirectoryStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._chunks = root / "chunks"
-        self._manifests = root / "manifests"
-        self._tmp = root / "tmp"
-        for directory in (self._chunks, self._manifests, self._tmp):
-            directory.mkdir(parents=True, exist_ok=True)
+        self.places = Places(root)
+        self.places.make()
 
     def put_directory(self, source: Path, on_progress: Progress | None = None) -> Manifest:
         """Stores the files below `source` as an artifact; chunks that are there already are not written again.
@@ -79,7 +81,11 @@ class DirectoryStore:
                 done_bytes += chunk.size_bytes
                 if on_progress:
                     on_progress(done_bytes, total_bytes)
-            return self._put_manifest(Manifest.of(file.entry() for file in files))
+            manifest = Manifest.of(file.entry() for file in files)
+            # A long put: what was there at its begin may have been collected since, and the source is still at hand.
+            for chunk in self._renew_all(manifest):
+                write_whole(self.places.chunk(chunk.sha256), _read_again(chunk, files), self.places.tmp)
+            return self._put_manifest(manifest)
 
     def extend(self, manifest: Manifest, files: dict[str, bytes]) -> Manifest:
         """Stores the artifact `manifest` with these small files (path → content) added or put in place of its own.
@@ -92,15 +98,21 @@ class DirectoryStore:
             for path, content in files.items():
                 chunks = tuple(self._put_chunk(piece) for piece in _pieces_of(content))
                 entries[path] = FileEntry(path, len(content), _sha256(content), chunks)
-            return self._put_manifest(Manifest.of(entries.values()))
+            extended = Manifest.of(entries.values())
+            for missing in self._renew_all(extended):
+                raise BadArtifact(
+                    f"The store {self.root} lacks chunk {missing.sha256}, of which the new artifact consists. "
+                    "Submit the checkpoint again: then it is written anew."
+                )
+            return self._put_manifest(extended)
 
     def manifest(self, digest: str) -> Manifest:
         """The manifest of an artifact, verified. Raises: NotFound, BadArtifact."""
         if not is_sha256(digest):  # it may come from a user, and it becomes a path
             raise NotFound("An artifact's digest is 64 lower-case hexadecimal digits. Ask for one of that form.")
-        path = self._manifest_path(digest)
+        path = self.places.manifest(digest)
         try:
-            content = path.read_bytes()
+            content = self.places.read(path)
         except FileNotFoundError:
             raise NotFound(
                 f"The store {self.root} has no artifact {digest}. Submit its checkpoint again to make it."
@@ -113,9 +125,14 @@ class DirectoryStore:
         return Manifest.parse(content)
 
     def has(self, digest: str) -> bool:
-        """Whether the artifact is there with all its chunks in full length (their content is verified on reading)."""
+        """Whether the artifact is there with all its chunks in full length (their content is verified on reading).
+
+        A yes can be relied on: asking renews the artifact, so the collector leaves it for its grace period.
+        """
         try:
-            return self._missing_chunk(self.manifest(digest)) is None
+            if not is_sha256(digest) or renew(self.places.manifest(digest), self.places.tmp) is None:
+                return False
+            return not any(True for _ in self._renew_all(self.manifest(digest)))
         except (NotFound, BadArtifact):
             return False
 
@@ -154,67 +171,60 @@ class DirectoryStore:
 
         Age is told by the file system's own clock: the store may be shared by machines whose clocks differ.
         """
-        return sweep(self._tmp, older_than_s)
+        return sweep(self.places.tmp, older_than_s)
 
     def stats(self) -> StoreStats:
         """Counts and sizes; reads every manifest. A damaged manifest is logged and counts as no artifact."""
         artifacts = logical_bytes = 0
-        for path in self._manifests.glob("*/*.json"):
+        for file in self.places.manifests():
             try:
-                logical_bytes += self.manifest(path.stem).size_bytes
+                logical_bytes += self.manifest(file.sha256).size_bytes
                 artifacts += 1
             except (NotFound, BadArtifact) as error:
                 log.warning("%s", error)
-        stored_bytes = sum(path.stat().st_size for path in self._chunks.glob("*/*"))
+        stored_bytes = sum(file.size_bytes for file in self.places.chunks())
         return StoreStats(artifacts, logical_bytes, stored_bytes)
-
-    def _chunk_path(self, sha256: str) -> Path:
-        return self._chunks / sha256[:2] / sha256
-
-    def _manifest_path(self, digest: str) -> Path:
-        return self._manifests / digest[:2] / f"{digest}.json"
 
     def _put_piece(self, piece: "_Piece") -> tuple["_SourceFile", Chunk]:
         return piece.file, self._put_chunk(piece.content)
 
     def _put_chunk(self, content: bytes) -> Chunk:
         chunk = Chunk(_sha256(content), len(content))
-        if not self._has_chunk(chunk):
-            write_whole(self._chunk_path(chunk.sha256), content, self._tmp)
+        if not self._renew_chunk(chunk):
+            write_whole(self.places.chunk(chunk.sha256), content, self.places.tmp)
         return chunk
 
-    def _has_chunk(self, chunk: Chunk) -> bool:
+    def _renew_chunk(self, chunk: Chunk) -> bool:
         # The length tells a chunk that the file system cut off; it is then written anew.
-        try:
-            return self._chunk_path(chunk.sha256).stat().st_size == chunk.size_bytes
-        except FileNotFoundError:
-            return False
+        return renew(self.places.chunk(chunk.sha256), self.places.tmp) == chunk.size_bytes
 
-    def _missing_chunk(self, manifest: Manifest) -> Chunk | None:
-        return next((chunk for chunk in manifest.chunks() if not self._has_chunk(chunk)), None)
+    def _renew_all(self, manifest: Manifest) -> Iterator[Chunk]:
+        """Renews the chunks of an artifact; answers those that are not there."""
+        return (chunk for chunk in manifest.chunks() if not self._renew_chunk(chunk))
 
     def _put_manifest(self, manifest: Manifest) -> Manifest:
-        missing = self._missing_chunk(manifest)
-        if missing:
-            raise BadArtifact(
-                f"The store {self.root} lacks chunk {missing.sha256}, of which the new artifact consists. "
-                "Submit the checkpoint again: then it is written anew."
-            )
         # Also for chunks that were there: their writer may not have come to this yet.
-        for directory in {self._chunk_path(chunk.sha256).parent for chunk in manifest.chunks()}:
+        shelves = {self.places.chunk(chunk.sha256).parent for chunk in manifest.chunks()}
+        for directory in shelves:
             sync_directory(directory)
-        sync_directory(self._chunks)
-        path, content = self._manifest_path(manifest.digest), manifest.to_json()
-        if not path.exists() or path.read_bytes() != content:
-            write_whole(path, content, self._tmp)
+        sync_directory(self.root / "chunks")
+        path, content = self.places.manifest(manifest.digest), manifest.to_json()
+        if not self._renew_manifest(path, content):
+            write_whole(path, content, self.places.tmp)
         sync_directory(path.parent)
-        sync_directory(self._manifests)
+        sync_directory(self.root / "manifests")
         return manifest
 
-    def _read_chunk(self, chunk: Chunk, file_path: str) -> bytes:
-        path = self._chunk_path(chunk.sha256)
+    def _renew_manifest(self, path: Path, content: bytes) -> bool:
         try:
-            content = path.read_bytes()
+            return renew(path, self.places.tmp) is not None and path.read_bytes() == content
+        except FileNotFoundError:  # taken out between the two; a copy in its place does no harm
+            return False
+
+    def _read_chunk(self, chunk: Chunk, file_path: str) -> bytes:
+        path = self.places.chunk(chunk.sha256)
+        try:
+            content = self.places.read(path)
         except FileNotFoundError:
             raise BadArtifact(
                 f"File '{file_path}' cannot be read from the store: its chunk is missing, {path}. "
@@ -298,6 +308,18 @@ def _read_pieces(file: _SourceFile) -> Iterator[_Piece]:
                 yield _Piece(file, content)
         if stream.tell() != file.size_bytes or stream.read(1):
             raise BadArtifact(f"{file.location} changed while it was put into the store. Put it when it is finished.")
+
+
+def _read_again(chunk: Chunk, files: list[_SourceFile]) -> bytes:
+    """The content of a chunk from the source that is being put. Raises: BadArtifact (the source has changed)."""
+    file = next(file for file in files if chunk in file.chunks)
+    before = file.chunks[: file.chunks.index(chunk)]
+    with file.location.open("rb") as stream:
+        stream.seek(sum(piece.size_bytes for piece in before))
+        content = stream.read(chunk.size_bytes)
+    if _sha256(content) != chunk.sha256:
+        raise BadArtifact(f"{file.location} changed while it was put into the store. Put it when it is finished.")
+    return content
 
 
 def _pieces_of(content: bytes) -> Iterator[bytes]:

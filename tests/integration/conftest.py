@@ -7,12 +7,46 @@ import pytest
 
 from olivepress.database.migrations import upgrade
 from olivepress.database.sessions import Database
+from tests.integration.database_cases import SQLITE, fresh_postgresql_url, sqlite_url
+from tests.postgres import PostgresServer
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    """SQLite in WAL mode with the migrated schema."""
-    database = Database(f"sqlite:///{tmp_path / 'olivepress.sqlite'}")
+def database_kind(request: pytest.FixtureRequest) -> str:
+    """SQLite, unless the test is marked `on_both_databases`: then it runs on each."""
+    return getattr(request, "param", SQLITE)
+
+
+@pytest.fixture
+def database_url(database_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database that is this test's own."""
+    if database_kind == SQLITE:
+        yield sqlite_url(tmp_path)
+        return
+    with fresh_postgresql_url(request.getfixturevalue("postgres")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres: PostgresServer) -> str:
+    """A database with the present schema on the PostgreSQL server: copying it is faster than migrating."""
+    database = Database(postgres.create_database("migrated"))
     upgrade(database)
-    yield database
     database.dispose()
+    return "migrated"
+
+
+@pytest.fixture
+def database(database_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A database with the migrated schema: SQLite in WAL mode, or PostgreSQL."""
+    if database_kind == SQLITE:
+        database = Database(sqlite_url(tmp_path))
+        upgrade(database)
+        yield database
+        database.dispose()
+        return
+    template = request.getfixturevalue("migrated_template")
+    with fresh_postgresql_url(request.getfixturevalue("postgres"), template) as url:
+        database = Database(url)
+        yield database
+        database.dispose()

@@ -1,8 +1,12 @@
 """Builders for tests over a real database: a batch of jobs, a worker's offer, claims."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import select
 
 from olivepress.database import steps
@@ -14,9 +18,14 @@ from olivepress.jobs import JobId, StepId, StepKind
 from olivepress.manifest import parse_manifest
 from olivepress.steps import StepResult
 from olivepress.submission import submit
+from tests.postgres import PostgresServer
 
-OFFER = Offer("worker-1", "default", "toolchain", "toolchain-on-hardware")
-OTHER = Offer("worker-2", "default", "toolchain", "toolchain-on-hardware")
+SQLITE, POSTGRESQL = "sqlite", "postgresql"
+# One suite for both: a test or a module with this mark runs on each of them.
+on_both_databases = pytest.mark.parametrize("database_kind", [SQLITE, POSTGRESQL], indirect=True)
+_numbers = count(1)
+OFFER = Offer("worker-1", "toolchain", "toolchain-on-hardware")
+OTHER = Offer("worker-2", "toolchain", "toolchain-on-hardware")
 INGESTED = {
     "checkpoint_digest": "c0ffee",
     "kind": "full",
@@ -33,6 +42,19 @@ RESULTS: dict[StepKind, StepResult] = {
     StepKind.VALIDATE: StepResult({"verdict": "passed", "report": {"gates": []}}),
     StepKind.PUBLISH: StepResult({"model": "m", "number": 1}),
 }
+
+
+def sqlite_url(directory: Path) -> str:
+    """The URL of a SQLite file in this directory, which no other call gives."""
+    return f"sqlite:///{directory / f'olivepress-{next(_numbers)}.sqlite'}"
+
+
+@contextmanager
+def fresh_postgresql_url(server: PostgresServer, template: str = "template1") -> Iterator[str]:
+    """The URL of a new database on the server, dropped at the end."""
+    name = f"test_{next(_numbers)}"
+    yield server.create_database(name, template)
+    server.drop_database(name)
 
 
 def submit_paths(database: Database, *paths: str, **manifest: Any) -> list[JobId]:

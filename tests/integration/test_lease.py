@@ -15,10 +15,12 @@ from olivepress.jobs import AttemptOutcome, StepKind
 from olivepress.queues import Ring
 from olivepress.settings import Settings
 from olivepress.store import DirectoryStore
-from tests.integration.database_cases import OFFER, OTHER, claimed, step_of, submit_paths
+from tests.integration.database_cases import OFFER, OTHER, claimed, on_both_databases, step_of, submit_paths
 from workers import lease as lease_module
 from workers.lease import Lease, LeaseLost
 from workers.runtime import Runtime
+
+pytestmark = on_both_databases
 
 
 class Clock:

@@ -8,6 +8,9 @@ from olivepress.database import migrations
 from olivepress.database.sessions import Database
 from olivepress.database.tables import Table
 from olivepress.errors import ServiceUnavailable
+from tests.integration.database_cases import on_both_databases
+
+pytestmark = on_both_databases
 
 
 def test_the_migrated_schema_is_what_the_tables_say(database: Database) -> None:
@@ -21,8 +24,8 @@ def test_migrating_again_changes_nothing(database: Database) -> None:
     migrations.check(database)
 
 
-def test_a_service_does_not_start_on_an_old_schema(tmp_path: object) -> None:
-    database = Database(f"sqlite:///{tmp_path}/empty.sqlite")
+def test_a_service_does_not_start_on_an_old_schema(database_url: str) -> None:
+    database = Database(database_url)
     with pytest.raises(ServiceUnavailable, match="olivepress service migrate"):
         migrations.check(database)
     database.dispose()

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from sqlalchemy import select, update
 
 from olivepress import jobs
-from olivepress.database import dispatching, steps, workers
+from olivepress.database import cancelling, dispatching, steps, workers
 from olivepress.database.sessions import Database, DatabaseNow
 from olivepress.database.steps import Claim, Ending
 from olivepress.database.tables import AttemptRow, RememberedRow, StepRow
 from olivepress.database.unblocking import Offer
 from olivepress.database.workers import WorkerFacts
 from olivepress.jobs import AttemptOutcome, JobState, StepKind, StepState
+from olivepress.placement import Fairness
 from olivepress.steps import StepResult
 from tests.integration.database_cases import (
     OFFER,
@@ -21,12 +22,14 @@ from tests.integration.database_cases import (
     claim,
     claimed,
     job_of,
+    on_both_databases,
     run_until,
     step_of,
     submit_paths,
     succeed,
 )
 
+pytestmark = on_both_databases
 ERROR = Ending(AttemptOutcome.FAILED, error_class="BadCheckpoint", error_message="it is no checkpoint")
 
 
@@ -79,7 +82,7 @@ def test_a_job_whose_steps_all_succeed_has_succeeded(database: Database) -> None
 def test_a_worker_of_another_toolchain_does_not_get_the_step(database: Database) -> None:
     (job,) = submit_paths(database, "/models/a")
     succeed(database, claimed(database, job, StepKind.INGEST))
-    stranger = Offer("worker-3", "default", "another toolchain", "another on hardware")
+    stranger = Offer("worker-3", "another toolchain", "another on hardware")
     assert claim(database, job, StepKind.CONVERT, stranger) is None
 
 
@@ -160,10 +163,10 @@ def test_a_cancelled_job_ends_its_waiting_steps_now_and_its_running_one_by_its_w
     (job,) = submit_paths(database, "/models/a")
     held = claimed(database, job, StepKind.INGEST)
     with database.write() as session:
-        steps.cancel_job(session, job)
+        cancelling.cancel_job(session, job)
     assert job_of(database, job).state == JobState.RUNNING
     with database.write() as session:
-        assert steps.cancelled_steps(session, OFFER.worker_id) == {held.step_id}
+        assert cancelling.cancelled_steps(session, OFFER.worker_id) == {held.step_id}
         steps.cancel_running(session, held, Ending(AttemptOutcome.CANCELLED))
     assert job_of(database, job).state == JobState.CANCELLED
 
@@ -217,7 +220,7 @@ def test_cancelling_one_job_does_not_stop_the_work_of_its_twin(database: Databas
         succeed(database, claimed(database, job, StepKind.INGEST))
     held = claimed(database, first, StepKind.CONVERT)
     with database.write() as session:
-        steps.cancel_job(session, second)
+        cancelling.cancel_job(session, second)
     assert succeed(database, held)
     assert job_of(database, second).state == JobState.CANCELLED
     assert step_of(database, second, StepKind.CONVERT).state == StepState.CANCELLED
@@ -254,19 +257,28 @@ def test_a_result_is_remembered_once(database: Database) -> None:
 
 
 def register(database: Database, slots: int) -> None:
-    facts = WorkerFacts(OFFER.worker_id, "host", 1, 0.0, "default", slots, 1, OFFER.fingerprint, {}, {}, [])
+    facts = WorkerFacts(
+        id=OFFER.worker_id,
+        host="host",
+        pid=1,
+        pid_started_at=0.0,
+        pools=list(OFFER.pools),
+        slots=slots,
+        memory_bytes=OFFER.allowance_bytes * slots,
+        disk_free_bytes=2**50,
+        fingerprint=OFFER.fingerprint,
+        timed_fingerprint=OFFER.timed_fingerprint,
+        hardware={},
+        toolchain={},
+        architectures=[],
+    )
     with database.write() as session:
         workers.register(session, facts)
 
 
 def signalled(database: Database, again_after_s: float = 60) -> list[dispatching.Signal]:
     with database.write() as session:
-        slots = dispatching.slots_by_pool(session)
-        return [
-            signal
-            for pool, count in slots.items()
-            for signal in dispatching.next_signals(session, pool, count, again_after_s)
-        ]
+        return dispatching.next_signals(session, Fairness(), again_after_s)
 
 
 def test_only_a_window_of_twice_the_slots_is_signalled(database: Database) -> None:

@@ -211,6 +211,7 @@ def _result(
         "family": checkpoint.family,
         "parameters": model.parameters,
         "size_bytes": checkpoint.size_bytes,
+        "sizes": dataclasses.asdict(checkpoint.sizes()),
         "dtype": checkpoint.dtype,
         "tied_embeddings": model.tied_embeddings,
         "context_length": model.context_length,

@@ -51,10 +51,12 @@ def upgrade() -> None:
         sa.Column("host", sa.Text(), nullable=False),
         sa.Column("pid", sa.Integer(), nullable=False),
         sa.Column("pid_started_at", sa.Double(), nullable=False),
-        sa.Column("pool", sa.Text(), nullable=False),
+        sa.Column("pools", sa.JSON(), nullable=False),
         sa.Column("slots", sa.Integer(), nullable=False),
         sa.Column("memory_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("disk_free_bytes", sa.BigInteger(), nullable=False),
         sa.Column("fingerprint", sa.Text(), nullable=False),
+        sa.Column("timed_fingerprint", sa.Text(), nullable=False),
         sa.Column("hardware", sa.JSON(), nullable=False),
         sa.Column("toolchain", sa.JSON(), nullable=False),
         sa.Column("architectures", sa.JSON(), nullable=False),
@@ -105,6 +107,7 @@ def upgrade() -> None:
         sa.Column("recipe", sa.JSON(), nullable=False),
         sa.Column("model_name", sa.Text(), nullable=False),
         sa.Column("alias", sa.Text(), nullable=False),
+        sa.Column("pool", sa.Text(), nullable=True),
         sa.Column("prompts_digest", sa.Text(), nullable=True),
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("is_fresh", sa.Boolean(), nullable=False),
@@ -132,8 +135,14 @@ def upgrade() -> None:
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
-        sa.Column("pool", sa.Text(), nullable=False),
-        sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("team", sa.Text(), nullable=False),
+        sa.Column("pool", sa.Text(), nullable=True),
+        sa.Column("rank", sa.Integer(), nullable=False),
+        sa.Column("memory_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("scratch_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("predicted_s", sa.Double(), nullable=True),
+        sa.Column("unplaceable", sa.Text(), nullable=True),
+        sa.Column("unplaceable_since", sa.Double(), nullable=True),
         sa.Column("key", sa.Text(), nullable=True),
         sa.Column("fingerprint", sa.Text(), nullable=True),
         sa.Column("fence", sa.Integer(), nullable=False),
@@ -142,6 +151,7 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("run_at", sa.Double(), nullable=False),
         sa.Column("signaled_at", sa.Double(), nullable=True),
+        sa.Column("signaled_to", sa.Text(), nullable=True),
         sa.Column("phase", sa.Text(), nullable=True),
         sa.Column("share", sa.Double(), nullable=True),
         sa.Column("result", sa.JSON(), nullable=True),
@@ -158,9 +168,12 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     with op.batch_alter_table("steps", schema=None) as batch_op:
-        batch_op.create_index("ix_steps_key", ["key"], unique=False)
-        batch_op.create_index("ix_steps_waiting", ["state", "pool", "run_at"], unique=False)
-        batch_op.create_index("ix_steps_worker_id", ["worker_id"], unique=False)
+        batch_op.create_index("ix_steps_waiting", ["state", "team", "rank", "id"], unique=False)
+        for column in ("signaled_at", "worker_id", "key"):
+            is_set = sa.text(f"{column} IS NOT NULL")
+            batch_op.create_index(
+                f"ix_steps_{column}", [column], unique=False, sqlite_where=is_set, postgresql_where=is_set
+            )
         batch_op.create_index(
             "uq_steps_running_key",
             ["key"],
@@ -183,7 +196,9 @@ def upgrade() -> None:
         sa.Column("error_message", sa.Text(), nullable=True),
         sa.Column("cpu_s", sa.Double(), nullable=True),
         sa.Column("peak_rss_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("allowance_bytes", sa.BigInteger(), nullable=True),
         sa.Column("log_tail", sa.Text(), nullable=True),
+        sa.Column("log_lines", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("started_at", sa.Double(), nullable=False),
         sa.Column("finished_at", sa.Double(), nullable=True),
         sa.ForeignKeyConstraint(["step_id"], ["steps.id"], name=op.f("fk_attempts_step_id")),
@@ -213,9 +228,9 @@ def downgrade() -> None:
             sqlite_where=sa.text("state = 'running'"),
             postgresql_where=sa.text("state = 'running'"),
         )
-        batch_op.drop_index("ix_steps_worker_id")
+        for column in ("key", "worker_id", "signaled_at"):
+            batch_op.drop_index(f"ix_steps_{column}")
         batch_op.drop_index("ix_steps_waiting")
-        batch_op.drop_index("ix_steps_key")
 
     op.drop_table("steps")
     with op.batch_alter_table("jobs", schema=None) as batch_op:

@@ -1,0 +1,54 @@
+"""People end jobs: what waits is cancelled at once, what runs by its worker, which polls for it."""
+
+from sqlalchemy import exists, select, update
+from sqlalchemy.orm import Session
+
+from olivepress.database.sessions import DatabaseNow
+from olivepress.database.tables import JobRow, StepRow
+from olivepress.jobs import FINAL_JOB_STATES, JobState, StepState
+
+
+def cancel_job(session: Session, job_id: int) -> None:
+    """Ask for the end of a job; one that is over stays as it is."""
+    _cancel(session, [job_id])
+
+
+def cancel_batch(session: Session, batch_id: int) -> None:
+    """Ask for the end of all jobs of a batch that are not over."""
+    query = select(JobRow.id).where(JobRow.batch_id == batch_id, JobRow.state.not_in(FINAL_JOB_STATES))
+    job_ids = list(session.scalars(query.order_by(JobRow.id).with_for_update()))
+    # SQLite takes so many values in one statement.
+    for start in range(0, len(job_ids), 10_000):
+        _cancel(session, job_ids[start : start + 10_000])
+
+
+def cancelled_steps(session: Session, worker_id: str) -> set[int]:
+    """Steps that this worker runs and whose job somebody asked to cancel."""
+    query = (
+        select(StepRow.id)
+        .join(JobRow, JobRow.id == StepRow.job_id)
+        .where(StepRow.worker_id == worker_id, StepRow.state == StepState.RUNNING, JobRow.cancel_requested)
+    )
+    return set(session.scalars(query))
+
+
+def _cancel(session: Session, job_ids: list[int]) -> None:
+    now = DatabaseNow()
+    is_open = JobRow.id.in_(job_ids) & JobRow.state.not_in(FINAL_JOB_STATES)
+    session.execute(update(JobRow).where(is_open).values(cancel_requested=True))
+    session.execute(
+        update(StepRow)
+        .where(
+            StepRow.job_id.in_(job_ids),
+            StepRow.job_id.in_(select(JobRow.id).where(is_open)),
+            StepRow.state.in_([StepState.BLOCKED, StepState.QUEUED]),
+        )
+        .values(state=StepState.CANCELLED, finished_at=now)
+    )
+    # What jobs.job_state says of jobs of which nothing runs and nothing failed; failed ones are over already.
+    runs = exists().where(StepRow.job_id == JobRow.id, StepRow.state == StepState.RUNNING)
+    session.execute(
+        update(JobRow).where(is_open, ~runs).values(state=JobState.CANCELLED, finished_at=now),
+        execution_options={"synchronize_session": False},
+    )
+    session.expire_all()

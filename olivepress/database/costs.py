@@ -1,0 +1,56 @@
+"""What past attempts took, kept as ratios to the prediction, and the prediction of a step that they correct."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from olivepress.database.sessions import DatabaseNow
+from olivepress.database.tables import LearnedCostRow
+from olivepress.jobs import StepKind
+from olivepress.recipes import Recipe
+from olivepress.step_cost import Learned, Ratio, StepCost, corrected, cost_family, predict, sizes_of
+from olivepress.steps import Done
+
+
+def learned(session: Session) -> Learned:
+    """All ratios: a few for each family of models in use."""
+    rows = session.scalars(select(LearnedCostRow))
+    return {(StepKind(row.kind), row.family): _ratio(row) for row in rows}
+
+
+def predicted(session: Session, kind: StepKind, recipe: Recipe, done: Done) -> StepCost:
+    """What a step of a job is going to take, as far as the steps before it tell."""
+    ingested = done[StepKind.INGEST].result if StepKind.INGEST in done else {}
+    cost = predict(kind, sizes_of(ingested), recipe)
+    if not ingested:
+        return cost
+    row = session.get(LearnedCostRow, (kind.value, cost_family(ingested["family"], recipe)))
+    return corrected(cost, _ratio(row) if row else None)
+
+
+def learn(session: Session, kind: StepKind, recipe: Recipe, done: Done, used: StepCost) -> None:
+    """Take one succeeded attempt into the ratio of its kind and family.
+
+    Args:
+        done: with the result of the attempt's own step.
+        used: what it took; without seconds or memory nothing is learned.
+    """
+    ingested = done[StepKind.INGEST].result
+    sizes = sizes_of(ingested)
+    if sizes is None or not used.memory_bytes or used.seconds is None:
+        return
+    expected = predict(kind, sizes, recipe)
+    if not expected.memory_bytes or not expected.seconds:
+        return
+    key = (kind.value, cost_family(ingested["family"], recipe))
+    row = session.get(LearnedCostRow, key, with_for_update=True)
+    if row is None:
+        row = LearnedCostRow(kind=key[0], family=key[1], memory_ratio=1.0, seconds_ratio=1.0, attempts=0)
+        session.add(row)
+    after = _ratio(row).after(used.memory_bytes / expected.memory_bytes, used.seconds / expected.seconds)
+    row.memory_ratio, row.seconds_ratio, row.attempts = after.memory, after.seconds, after.attempts
+    row.updated_at = session.scalars(select(DatabaseNow())).one()
+    session.flush()
+
+
+def _ratio(row: LearnedCostRow) -> Ratio:
+    return Ratio(row.memory_ratio, row.seconds_ratio, row.attempts)

@@ -1,0 +1,68 @@
+"""Queued steps that no living worker could take: given another key, told in plain words, at last failed."""
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from olivepress.database.dispatching import fits, need_of, room_of
+from olivepress.database.sessions import DatabaseNow
+from olivepress.database.steps import fail_waiting
+from olivepress.database.tables import StepRow, WorkerRow
+from olivepress.database.unblocking import HasArtifact, Offer, rekey
+from olivepress.database.workers import alive
+from olivepress.jobs import StepState
+from olivepress.placement import Need, why_nowhere
+
+AT_A_TIME = 200
+
+
+def look_after_stranded(session: Session, has_artifact: HasArtifact, fail_after_s: float) -> list[int]:
+    """Note for each queued step whether a living worker could take it.
+
+    A step whose key was made by a toolchain that is gone (an upgrade, other hardware) gets the key of one that is
+    there. One that needs more than any worker offers says so, and fails after `fail_after_s`. Without any living
+    worker nothing is noted: that is an outage, not a step's fault.
+
+    Returns:
+        Ids of the steps that failed.
+    """
+    workers = alive(session)
+    if not workers:
+        return []
+    rooms = [room_of(worker) for worker in workers]
+    is_placeable = fits(rooms)
+    session.execute(
+        update(StepRow)
+        .where(StepRow.state == StepState.QUEUED, StepRow.unplaceable.is_not(None), is_placeable)
+        .values(unplaceable=None, unplaceable_since=None)
+    )
+    query = (
+        select(StepRow)
+        .where(StepRow.state == StepState.QUEUED, ~is_placeable)
+        .order_by(StepRow.unplaceable_since.is_not(None), StepRow.unplaceable_since, StepRow.id)
+        .limit(AT_A_TIME)
+    )
+    now = session.scalars(select(DatabaseNow())).one()
+    failed = []
+    for row in session.scalars(query).all():
+        need = need_of(row)
+        without_key = Need(need.memory_bytes, need.scratch_bytes, need.pool)
+        other = next((worker for worker in workers if room_of(worker).fits(without_key)), None)
+        if other is not None:
+            rekey(session, row, _offer(other), has_artifact)
+            continue
+        row.unplaceable = why_nowhere(without_key, rooms)
+        row.unplaceable_since = row.unplaceable_since or now
+        if now - row.unplaceable_since > fail_after_s:
+            fail_waiting(session, row, f"no worker could take this step for {fail_after_s:.0f} s: {row.unplaceable}")
+            failed.append(row.id)
+    return failed
+
+
+def _offer(worker: WorkerRow) -> Offer:
+    return Offer(
+        worker_id=worker.id,
+        fingerprint=worker.fingerprint,
+        timed_fingerprint=worker.timed_fingerprint,
+        pools=tuple(worker.pools),
+        allowance_bytes=worker.memory_bytes // worker.slots,
+    )

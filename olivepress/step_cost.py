@@ -1,0 +1,95 @@
+"""What each step of a job is predicted to take: memory, disk, seconds; corrected by what its family took before. Pure.
+
+The sizes of a checkpoint and the recipe give a first figure; `Learned` holds the ratios of what past attempts of the
+same kind of step and family used to that figure. Two cores of a present server are assumed for the seconds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from olivepress.conversion_cost import MIB, Sizes, predicted_cost
+from olivepress.jobs import StepKind
+from olivepress.recipes import Recipe
+
+# A warm child before it does anything, and what reading a checkpoint in pieces adds.
+CHILD_BYTES = 600 * MIB
+INGEST_BYTES = 700 * MIB
+# The Foundry Local runtime in a process of its own beside the child.
+RUNTIME_BYTES = 500 * MIB
+# Two sessions on the artifact (ours and the runtime's), each with its weights prepacked.
+VALIDATE_COPIES = 3.0
+READ_BYTES_PER_S = 400e6
+WEIGHT_OF_NEW_ATTEMPT = 0.3
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Peak memory of the child with its descendants and disk in its workspace, in bytes; seconds; None: not known."""
+
+    memory_bytes: int
+    scratch_bytes: int = 0
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """What attempts of one kind and family took, as a multiple of what was predicted from sizes alone."""
+
+    memory: float = 1.0
+    seconds: float = 1.0
+    attempts: int = 0
+
+    def after(self, memory: float, seconds: float) -> "Ratio":
+        """With one more attempt: the first counts whole, later ones move the ratio by a part."""
+        share = WEIGHT_OF_NEW_ATTEMPT if self.attempts else 1.0
+        return Ratio(
+            self.memory + share * (memory - self.memory),
+            self.seconds + share * (seconds - self.seconds),
+            self.attempts + 1,
+        )
+
+
+Learned = Mapping[tuple[StepKind, str], Ratio]
+"""Ratios by step kind and `cost_family`."""
+
+
+def cost_family(family: str, recipe: Recipe) -> str:
+    """Checkpoints and recipes whose costs are alike in all but size."""
+    return f"{family}/{recipe.precision}/{recipe.algorithm}"
+
+
+def predict(kind: StepKind, sizes: Sizes | None, recipe: Recipe) -> StepCost:
+    """What a step takes, from sizes alone.
+
+    Args:
+        sizes: None before ingest has read the checkpoint.
+    """
+    if kind is StepKind.PUBLISH:
+        return StepCost(0, 0, 0.1)
+    if sizes is None or kind is StepKind.INGEST:
+        seconds = None if sizes is None else 0.5 + sizes.source_bytes / READ_BYTES_PER_S
+        return StepCost(INGEST_BYTES, 0, seconds)
+    conversion = predicted_cost(sizes, recipe)
+    output = conversion.output_bytes
+    if kind is StepKind.CONVERT:
+        seconds = 0.5 + 0.15e-6 * sizes.parameters
+        return StepCost(conversion.peak_ram_bytes, conversion.scratch_bytes, seconds)
+    if kind is StepKind.PACKAGE:
+        return StepCost(CHILD_BYTES, 2 * output, 0.3 + 2 * output / READ_BYTES_PER_S)
+    memory = CHILD_BYTES + RUNTIME_BYTES + round(VALIDATE_COPIES * output)
+    return StepCost(memory, output, 1.5 + 0.08e-6 * sizes.parameters)
+
+
+def corrected(cost: StepCost, ratio: Ratio | None) -> StepCost:
+    """The prediction as past attempts of the family correct it."""
+    if ratio is None:
+        return cost
+    seconds = None if cost.seconds is None else cost.seconds * ratio.seconds
+    return StepCost(round(cost.memory_bytes * ratio.memory), cost.scratch_bytes, seconds)
+
+
+def sizes_of(ingested: Mapping[str, Any]) -> Sizes | None:
+    """The sizes that ingest noted; None where it is not done."""
+    sizes = ingested.get("sizes")
+    return Sizes(**sizes) if sizes else None
