@@ -48,6 +48,9 @@ class Step(Answer):
     seconds: float | None = Field(description="How long it has run.")
     reused: bool = Field(description="Its result was there already, or another job made it at the same time.")
     reused_job: int | None = Field(description="The job whose result it is, if that is of the same team.")
+    waits_for: str | None = Field(description="Why no living worker can take it, and what to do.")
+    predicted_memory_bytes: int | None
+    predicted_s: float | None
 
 
 class Figures(Answer):
@@ -97,6 +100,7 @@ class BatchSummary(Answer):
     team: str
     name: str | None
     state: JobState = Field(description="Computed from the jobs.")
+    waits_for: str | None = Field(description="Why none of its jobs can go on, and what to do.")
     created_at: float
     counts: dict[JobState, int] = Field(description="Number of jobs in each state.")
 

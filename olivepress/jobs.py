@@ -170,7 +170,7 @@ def digest_of(value: Any) -> str:
 
 
 def rank(priority: int, position: int) -> int:
-    """Order among a team's waiting steps, the smallest first: by priority (0 to 9, 9 first), then what is further along.
+    """Order among a team's waiting steps, the smallest first: by priority (0 to 9, 9 first), then by progress.
 
     Steps of jobs that are further along go first, so that a batch's first models come early.
     """

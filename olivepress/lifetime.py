@@ -12,23 +12,33 @@ import threading
 import time
 
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 WORKER_PID_VARIABLE = "OLIVEPRESS_WORKER_PID"
 WATCH_EVERY_S = 0.5
 
 
-def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process as soon as its parent, `parent_pid`, is gone.
+def die_with_parent(parent_pid: int, number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal (on Linux any, elsewhere it just ends) when `parent_pid` is gone.
 
     Source: prctl(2), PR_SET_PDEATHSIG. The parent may have died before the call, hence the check after it.
     The signal is sent when the *thread* that started this process ends, so parents must start children from a
     thread that lives as long as they do.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
     else:
         threading.Thread(target=_watch, args=(parent_pid,), daemon=True).start()
     if os.getppid() != parent_pid:
         os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Whatever loses its parent below this process becomes its child, also in a session of its own (Linux only).
+
+    Source: prctl(2), PR_SET_CHILD_SUBREAPER.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _watch(parent_pid: int) -> None:

@@ -47,17 +47,23 @@ class Room:
 
 @dataclass
 class Place:
-    """A living worker and how busy it is: `load` counts the steps that it runs or was told of."""
+    """A living worker and how busy it is: `load` counts the steps that it runs and those that it was told of."""
 
     worker_id: str
     room: Room
     slots: int
     load: int = 0
+    running: int = 0
 
     @property
     def is_idle(self) -> bool:
         """Whether a step that is sent now starts now."""
         return self.load < self.slots
+
+    @property
+    def is_full(self) -> bool:
+        """Whether what it was told of has to wait."""
+        return self.running >= self.slots
 
     @property
     def is_open(self) -> bool:

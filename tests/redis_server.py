@@ -48,7 +48,8 @@ class RedisServer:
         """As OLIVEPRESS_REDIS_URL has it, without certificates of a client's own."""
         if self._identity is None:
             return f"redis://:{self.password}@{self.host}:{self.port}/0"
-        return f"rediss://:{self.password}@{self.host}:{self.port}/0?ssl_ca_certs={self._identity.authority_file}"
+        # Certificates are for names.
+        return f"rediss://:{self.password}@localhost:{self.port}/0?ssl_ca_certs={self._identity.authority_file}"
 
     @property
     def pid(self) -> int:
@@ -156,7 +157,7 @@ def redis_server(directory: Path, *, listen: str = "127.0.0.1") -> Iterator[Redi
 
 @contextmanager
 def redis_tls_server(directory: Path, identity: Identity) -> Iterator[RedisServer | Relay]:
-    """A running Redis behind TLS on loopback: its own where the program has it, else a relay before it.
+    """A running Redis behind TLS on loopback, under the name localhost: its own, or a relay where it has none.
 
     Either way `port` is where TLS is spoken and `password` is Redis's.
     """

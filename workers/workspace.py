@@ -103,7 +103,7 @@ def sweep(workspaces: Path, own: Path | None = None) -> int:
 
 
 def sweep_until(stop: threading.Event, workspaces: Path, own: Path, every_s: float = SWEEP_EVERY_S) -> None:
-    """Sweeps now and then until told to stop: the target of a thread of its own, for a large directory takes a while."""
+    """Sweeps now and then until told to stop: the target of a thread of its own, for removing much takes a while."""
     while not stop.wait(every_s):
         try:
             if swept := sweep(workspaces, own):
@@ -156,11 +156,16 @@ def _remove(directory: Path) -> bool:
         return False
     shutil.rmtree(over, ignore_errors=True)
     if over.exists():
-        # A tool made a directory that even its owner may not change.
-        for root, names, _ in os.walk(over):
-            for name in names:
-                path = Path(root, name)
-                if not path.is_symlink():
-                    path.chmod(stat.S_IRWXU)
+        _permit_removal(over)
         shutil.rmtree(over, ignore_errors=True)
     return not over.exists()
+
+
+def _permit_removal(directory: Path) -> None:
+    """Tools make directories that even their owner may not change."""
+    directory.chmod(stat.S_IRWXU)
+    for root, names, _ in os.walk(directory):  # from the top: what was just permitted is walked next
+        for path in (Path(root, name) for name in names):
+            if not path.is_symlink():
+                with contextlib.suppress(OSError):
+                    path.chmod(stat.S_IRWXU)

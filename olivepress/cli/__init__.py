@@ -58,6 +58,8 @@ class Commands(LazyGroup):
         "install": LazyCommand("olivepress.cli.install", "install", "Install a version into Foundry Local.", MODELS),
         "up": LazyCommand("olivepress.cli.up", "up", "Run the whole stack on this machine.", STACK, "worker"),
         "demo": LazyCommand("olivepress.cli.demo", "demo", "Show the whole way on tiny models.", STACK, "worker"),
+        "backup": LazyCommand("olivepress.cli.backup", "backup", "Back up the database and keys.", STACK, "server"),
+        "restore": LazyCommand("olivepress.cli.backup", "restore", "Restore a backup.", STACK, "server"),
         "service": LazyCommand("olivepress.cli.service", "app", "Run one service in the foreground.", STACK, "server"),
         "workers": LazyCommand("olivepress.cli.workers", "workers", "List the workers.", STACK),
         "retention": LazyCommand("olivepress.cli.retention", "retention", "Remove what is too old to keep.", STACK),

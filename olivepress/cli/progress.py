@@ -175,7 +175,8 @@ def summary_text(batch: Json) -> str:
         f"{counts[state]} {state}" for state in (JobState.FAILED, JobState.CANCELLED, JobState.RUNNING) if counts[state]
     ]
     name = f" {batch['name']}" if batch["name"] else ""
-    return f"batch {batch['id']}{name}: {', '.join(parts)}"
+    stuck = f"; {batch['waits_for']}" if batch["waits_for"] else ""
+    return f"batch {batch['id']}{name}: {', '.join(parts)}{stuck}"
 
 
 def done_share(job: Json) -> float:
@@ -193,6 +194,8 @@ def _step_share(step: Json) -> float:
 
 
 def _job_text(job: Json) -> Text:
+    if waits_for(job):
+        return Text(step_text(job), style="yellow")
     if job["state"] == JobState.RUNNING:
         return Text(step_text(job), style="cyan")
     if job["state"] == JobState.SUCCEEDED and job["version"]:
@@ -207,9 +210,16 @@ def _job_line(job: Json) -> str:
         return f"succeeded in {duration(job['seconds'])}: {job['version']}"
     if job["state"] == JobState.FAILED:
         return f"failed: {job['error_message']}"
+    if waits_for(job):
+        return step_text(job)
     # Without the phase: that changes often, and a line stays.
     step = step_text(job).partition(":")[0]
     return f"{job['state']}: {step}" if job["state"] == JobState.RUNNING else str(job["state"])
+
+
+def waits_for(job: Json) -> str | None:
+    """Why the job's waiting step cannot be taken by any worker; None where one could."""
+    return next((step["waits_for"] for step in job["steps"] if step["waits_for"]), None)
 
 
 def _job_count(batch: Json) -> int:

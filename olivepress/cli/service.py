@@ -5,19 +5,21 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
 import typer
+from pydantic import ValidationError
 
 from olivepress.errors import ServiceUnavailable
+from olivepress.manifest import describe
 from olivepress.settings import Settings
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Run one service in the foreground; `olivepress up` runs all of them.\n\n"
     "Settings come from OLIVEPRESS_* variables, such as OLIVEPRESS_DATABASE_URL and OLIVEPRESS_REDIS_URL.\n\n"
-    "Example: OLIVEPRESS_SLOTS=2 olivepress service worker",
+    "Example: olivepress service worker --slots 2 --memory 16GB",
 )
 
 
@@ -34,9 +36,24 @@ def scheduler() -> None:
 
 
 @app.command()
-def worker() -> None:
-    """Run steps."""
-    _run("workers.app")
+def worker(
+    slots: Annotated[int | None, typer.Option(min=1, max=64, help="Steps that run at a time.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="What all steps together may use, such as 16GB.")
+    ] = None,
+    pools: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Labels that jobs can ask for, separated by commas.")
+    ] = None,
+) -> None:
+    """Run steps. Each may use memory / slots; one that needs more goes to a larger worker.
+
+    Without options: OLIVEPRESS_SLOTS, OLIVEPRESS_MEMORY and OLIVEPRESS_POOLS; a slot for every two cores, the
+    machine's memory less a reserve, and the pool "default".
+
+    Example: olivepress service worker --slots 1 --memory 64GB --pools default,large
+    """
+    given = {"slots": slots, "memory": memory, "pools": pools}
+    _run("workers.app", {name: value for name, value in given.items() if value is not None})
 
 
 @app.command()
@@ -72,14 +89,17 @@ def health(service: Annotated[str, typer.Argument(metavar="api|worker|scheduler|
         raise typer.Exit(1) from None
 
 
-def _run(module: str) -> None:
+def _run(module: str, options: dict[str, Any] | None = None) -> None:
     """The `main(settings)` of a service, found beside the library in a checkout and inside it in a wheel."""
     packaged = Path(__file__).resolve().parent.parent / "_services"
     if packaged.is_dir():
         sys.path.insert(0, str(packaged))
         # Children of a forkserver find the same modules by this.
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(packaged), os.environ.get("PYTHONPATH")]))
-    settings = Settings()
+    try:
+        settings = Settings(**options or {})
+    except ValidationError as error:
+        raise typer.BadParameter(describe(error)) from None
     _configure_logging(settings)
     importlib.import_module(module).main(settings)
 
@@ -93,7 +113,9 @@ def _configure_logging(settings: Settings) -> None:
     ]
     renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
     if settings.log_format == "text":
-        renderer = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=20)
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=False, pad_event_to=20, exception_formatter=structlog.dev.plain_traceback
+        )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -35,6 +35,7 @@ def submit(  # one parameter for each option
     team: Annotated[str | None, typer.Option(metavar="TEAM", help="Whose batch it is. Default: default.")] = None,
     priority: Annotated[int | None, typer.Option(min=0, max=9, help="9 goes first. Default: 5.")] = None,
     alias: Annotated[str | None, typer.Option(help="The alias to move to the new versions. Default: latest.")] = None,
+    pool: Annotated[str | None, typer.Option(metavar="POOL", help="Only workers of this pool. Default: any.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Validate anew what was validated before.")] = False,
     watch: Annotated[
         bool | None, typer.Option("--watch/--no-watch", show_default=False, help="Follow it. Default: on a terminal.")
@@ -58,6 +59,7 @@ def submit(  # one parameter for each option
         team=team,
         priority=priority,
         alias=alias,
+        pool=pool,
         fresh=fresh or None,
     )
     if manifest is not None:

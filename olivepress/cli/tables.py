@@ -114,17 +114,23 @@ def jobs_table(jobs: Iterable[Json]) -> Table:
 def steps_table(job: Json) -> Table:
     """The steps of a job with their last attempt."""
     table = plain_table(
-        word("step"), word("state"), figure("time"), figure("attempts"), figure("cpu"), figure("peak memory"), "note"
+        word("step"),
+        word("state"),
+        figure("time\n(predicted)"),
+        figure("attempts"),
+        figure("cpu"),
+        figure("peak memory\n(predicted)"),
+        "note",
     )
     for step in job["steps"]:
         last = step["attempts"][-1] if step["attempts"] else {}
         table.add_row(
             step["kind"],
             state_text(step["state"]),
-            duration(step["seconds"]),
+            _with_predicted(duration(step["seconds"]), duration(step["predicted_s"])),
             str(len(step["attempts"])),
             duration(last.get("cpu_s")),
-            size(last.get("peak_rss_bytes")),
+            _with_predicted(size(last.get("peak_rss_bytes")), size(step["predicted_memory_bytes"])),
             _note(step),
         )
     return table
@@ -253,6 +259,8 @@ def step_text(job: Json) -> str:
         if step["state"] == StepState.RUNNING:
             return f"{step['kind']}: {step['phase']}" if step["phase"] else str(step["kind"])
         if step["state"] == StepState.QUEUED:
+            if step["waits_for"]:
+                return f"{step['kind']} waits: {step['waits_for']}"
             again = f", attempt {step['attempt'] + 1}" if step["attempt"] else ""
             return f"{step['kind']} waits{again}"
     # No step failed, and yet the job did: its artifact was not good enough.
@@ -332,7 +340,13 @@ def _note(step: Json) -> str:
         return str(step["error_class"] or "error")
     if step["reused"]:
         return _reused(step)
+    if step["waits_for"]:
+        return str(step["waits_for"])
     return str(step["phase"] or "") if step["state"] == StepState.RUNNING else ""
+
+
+def _with_predicted(used: str, predicted: str) -> str:
+    return used if NOTHING in (used, predicted) else f"{used} ({predicted})"
 
 
 def _reuse(steps: Iterable[Json]) -> list[str]:

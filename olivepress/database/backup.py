@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from sqlalchemy import JSON, Connection, Integer, MetaData, Table, Text, cast, inspect, select, text
 
@@ -72,6 +72,11 @@ class Backup:
         return {name.removeprefix(TABLES).removesuffix(".jsonl"): self.members[name].rows for name in names}
 
     @property
+    def artifacts(self) -> int:
+        """How many artifacts it lists."""
+        return self.members[ARTIFACTS].rows
+
+    @property
     def secrets(self) -> list[str]:
         """Names of the key files."""
         return [name.removeprefix(SECRETS) for name in self.members if name.startswith(SECRETS)]
@@ -84,7 +89,12 @@ class Artifact:
     digest: str
     in_store: bool
     referred_by: list[str]
-    """Columns as `table.column`. One of `versions` is a published model; others are made again when they are needed."""
+    """Columns as `table.column`."""
+
+    @property
+    def is_published(self) -> bool:
+        """Whether a model version needs it; what only steps refer to is made again when it is needed."""
+        return any(column.startswith("versions.") for column in self.referred_by)
 
 
 def write_backup(
@@ -103,8 +113,7 @@ def write_backup(
     if target.exists():
         raise PermanentError(f"{target} exists already; choose another name for the backup")
     with _new_file(target) as file, tarfile.open(fileobj=file, mode="w:gz", compresslevel=6) as tar:
-        backup = _Writer(tar, target.parent).write(database, has_artifact, secrets)
-    return backup
+        return _Writer(tar, target.parent).write(database, has_artifact, secrets)
 
 
 def reflected(connection: Connection) -> MetaData:
@@ -231,4 +240,4 @@ def _references(connection: Connection, metadata: MetaData) -> dict[str, list[st
 
 def _artifacts(references: dict[str, list[str]], has_artifact: Callable[[str], bool]) -> Iterator[Artifact]:
     for digest in sorted(references):
-        yield Artifact(digest, has_artifact(digest), references[digest])
+        yield Artifact(digest, has_artifact(digest), sorted(references[digest]))

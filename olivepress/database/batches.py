@@ -44,7 +44,7 @@ def insert_batch(
     session.add(batch)
     session.flush()
     shared_prompts = _store_prompts(session, manifest.prompts) if manifest.prompts else None
-    recipes = {job.recipe.name: job.recipe.to_dict() for job in wanted}
+    recipes = {name: recipe.to_dict() for name, recipe in {job.recipe.name: job.recipe for job in wanted}.items()}
     rows = [
         {
             "batch_id": batch.id,

@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import LearnedCostRow
+from olivepress.database.upsert import upsert
 from olivepress.jobs import StepKind
 from olivepress.recipes import Recipe
 from olivepress.step_cost import Learned, Ratio, StepCost, corrected, cost_family, predict, sizes_of
@@ -42,13 +43,14 @@ def learn(session: Session, kind: StepKind, recipe: Recipe, done: Done, used: St
     if not expected.memory_bytes or not expected.seconds:
         return
     key = (kind.value, cost_family(ingested["family"], recipe))
-    row = session.get(LearnedCostRow, key, with_for_update=True)
-    if row is None:
-        row = LearnedCostRow(kind=key[0], family=key[1], memory_ratio=1.0, seconds_ratio=1.0, attempts=0)
-        session.add(row)
+    now = session.scalars(select(DatabaseNow())).one()
+    # Two first attempts of a family may end together: the second finds the row that this leaves.
+    values = {"kind": key[0], "family": key[1], "memory_ratio": 1.0, "seconds_ratio": 1.0, "attempts": 0}
+    session.execute(upsert(session, LearnedCostRow).values(updated_at=now, **values).on_conflict_do_nothing())
+    row = session.get_one(LearnedCostRow, key, with_for_update=True, populate_existing=True)
     after = _ratio(row).after(used.memory_bytes / expected.memory_bytes, used.seconds / expected.seconds)
     row.memory_ratio, row.seconds_ratio, row.attempts = after.memory, after.seconds, after.attempts
-    row.updated_at = session.scalars(select(DatabaseNow())).one()
+    row.updated_at = now
     session.flush()
 
 

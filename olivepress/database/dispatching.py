@@ -64,10 +64,10 @@ def next_signals(session: Session, fairness: Fairness, again_after_s: float) -> 
     if not is_open:
         return []
     known = [place.worker_id for place in places]
-    busy = [place.worker_id for place in places if not place.is_idle]
-    sendable = _sendable(known, busy if len(busy) < len(places) else [], again_after_s)
+    full = [place.worker_id for place in places if place.is_full]
+    sendable = _sendable(known, full if any(place.is_idle for place in places) else [], again_after_s)
     waiting = {
-        team: _waiting(session, team, is_open, sendable, busy)
+        team: _waiting(session, team, is_open, sendable, full)
         for team in session.scalars(select(StepRow.team).distinct().where(StepRow.state == StepState.QUEUED))
     }
     chosen = dict(
@@ -83,19 +83,24 @@ def forget_signals(session: Session, step_ids: list[StepId]) -> None:
 
 def _places(session: Session, again_after_s: float) -> list[Place]:
     """The living workers, each with what it runs and what it was told of."""
-    loads = (
-        select(StepRow.worker_id, func.count()).where(StepRow.state == StepState.RUNNING).group_by(StepRow.worker_id)
-    )
+    runs = select(StepRow.worker_id, func.count()).where(StepRow.state == StepState.RUNNING).group_by(StepRow.worker_id)
     told = (
         select(StepRow.signaled_to, func.count())
         .where(StepRow.state == StepState.QUEUED, StepRow.signaled_at > DatabaseNow() - again_after_s)
         .group_by(StepRow.signaled_to)
     )
-    load: dict[str | None, int] = {}
-    for query in (loads, told):
-        for worker_id, count in session.execute(query):
-            load[worker_id] = load.get(worker_id, 0) + count
-    return [Place(row.id, room_of(row), row.slots, load.get(row.id, 0)) for row in alive(session)]
+    running = dict(session.execute(runs).all())
+    waiting = dict(session.execute(told).all())
+    return [
+        Place(
+            row.id,
+            room_of(row),
+            row.slots,
+            load=running.get(row.id, 0) + waiting.get(row.id, 0),
+            running=running.get(row.id, 0),
+        )
+        for row in alive(session)
+    ]
 
 
 def _in_flight(session: Session) -> dict[str, int]:
@@ -110,21 +115,21 @@ def _in_flight(session: Session) -> dict[str, int]:
         )
         .group_by(StepRow.team)
     )
-    return {team: count for team, count in session.execute(query)}
+    return dict(session.execute(query).all())
 
 
-def _sendable(known: list[str], busy: list[str], again_after_s: float) -> ColumnElement[bool]:
-    """Steps of which no worker was told, or one that is gone or did not take it in time, or one that is busy."""
+def _sendable(known: list[str], full: list[str], again_after_s: float) -> ColumnElement[bool]:
+    """Steps of which no worker was told, or one that is gone or did not take it in time, or one that is full."""
     return or_(
         StepRow.signaled_at.is_(None),
         StepRow.signaled_at <= DatabaseNow() - again_after_s,
         StepRow.signaled_to.not_in(known),
-        StepRow.signaled_to.in_(busy),
+        StepRow.signaled_to.in_(full),
     )
 
 
 def _waiting(
-    session: Session, team: str, places: list[Place], sendable: ColumnElement[bool], busy: list[str]
+    session: Session, team: str, places: list[Place], sendable: ColumnElement[bool], full: list[str]
 ) -> list[Waiting]:
     """The first steps of a team that fit somewhere: for each class of workers as many as it has room for."""
     found: dict[int, StepRow] = {}
@@ -134,7 +139,7 @@ def _waiting(
         found |= {row.id: row for row in rows}
     ordered = sorted(found.values(), key=lambda row: (row.rank, row.id))
     return [
-        Waiting(StepId(row.id), need_of(row), row.signaled_to if row.signaled_to in busy else None) for row in ordered
+        Waiting(StepId(row.id), need_of(row), row.signaled_to if row.signaled_to in full else None) for row in ordered
     ]
 
 

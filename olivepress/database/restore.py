@@ -4,13 +4,14 @@ import hashlib
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Connection, Integer, MetaData, Table, func, insert, inspect, select, text, update
+from sqlalchemy import JSON, Connection, MetaData, Table, func, insert, inspect, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from olivepress.database import migrations
@@ -34,6 +35,8 @@ from olivepress.database.tables import Json
 from olivepress.errors import PermanentError
 
 READ_BYTES = 1 << 20
+# What the readers of gzip, tar and JSON raise for a file that ends too early, was changed or is something else.
+DAMAGE = (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,7 @@ def restore(
         PermanentError: the file is no whole backup or of a newer release, or the database is not empty.
         ServiceUnavailable: the database does not answer.
     """
-    with _opened(source) as tar:
-        backup = verify(tar)
+    with _verified(source) as (tar, backup):
         if not migrations.is_known(backup.revision):
             raise PermanentError(
                 f"the backup was made by {backup.made_by}, whose schema '{backup.revision}' this release does not know "
@@ -86,8 +88,8 @@ def restore_secrets(source: Path, directory: Path, names: Iterable[str], *, repl
         Name -> whether it was written. One that is there with another content stays, unless `replace` says otherwise.
     """
     done: dict[str, bool] = {}
-    with _opened(source) as tar:
-        wanted = set(names) & set(verify(tar).secrets)
+    with _verified(source) as (tar, backup):
+        wanted = set(names) & set(backup.secrets)
         for name in sorted(wanted):
             file = directory / name
             content = b"".join(_chunks(tar, SECRETS + name))
@@ -97,47 +99,56 @@ def restore_secrets(source: Path, directory: Path, names: Iterable[str], *, repl
     return done
 
 
-def verify(tar: tarfile.TarFile) -> Backup:
-    """Read all of a backup and hold it against what it says of itself.
+@contextmanager
+def _verified(source: Path) -> Iterator[tuple[tarfile.TarFile, Backup]]:
+    """A backup that was read to its end and held against what it says of itself.
 
     Raises:
         PermanentError: something is missing, too much or changed.
     """
-    found = {info.name: info for info in tar if info.isfile()}
+    with ExitStack() as closing:
+        try:
+            tar = closing.enter_context(tarfile.open(source, "r:*"))
+            backup = _checked(tar)
+        except DAMAGE as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                # It cannot be read: another matter than what is in it.
+                raise
+            raise PermanentError(f"{source} is no whole backup of olivepress: {error}; take another one") from error
+        yield tar, backup
+
+
+def _checked(tar: tarfile.TarFile) -> Backup:
+    found = {info.name for info in tar if info.isfile()}
+    assert tar.fileobj is not None
+    # To the very end, where gzip has its own checksum, which covers the list of contents.
+    while tar.fileobj.read(READ_BYTES):
+        pass
     if CONTENTS not in found:
-        raise PermanentError(f"{tar.name} has no {CONTENTS}: it is no backup, or its end is missing; take another one")
-    backup = _contents(json.loads(b"".join(_chunks(tar, CONTENTS))), tar)
-    stray = set(found) ^ {CONTENTS, *backup.members}
+        raise ValueError(f"{CONTENTS} is not in it")
+    backup = _contents(json.loads(b"".join(_chunks(tar, CONTENTS))))
+    stray = found ^ {CONTENTS, *backup.members}
     if stray:
-        raise PermanentError(f"{tar.name} is damaged: {', '.join(sorted(stray))} should or should not be there")
+        raise ValueError(f"it has too much or too little: {', '.join(sorted(stray))}")
     for name, member in backup.members.items():
         digest = hashlib.sha256()
         for chunk in _chunks(tar, name):
             digest.update(chunk)
         if digest.hexdigest() != member.sha256:
-            raise PermanentError(f"{tar.name} is damaged: {name} has not the SHA-256 that was noted; take another one")
+            raise ValueError(f"{name} has not the SHA-256 that was noted")
     return backup
 
 
-def _contents(values: Any, tar: tarfile.TarFile) -> Backup:
-    version = values.get("format_version") if isinstance(values, dict) and values.get("format") == FORMAT else None
-    if version != FORMAT_VERSION:
-        what = "is no backup of olivepress" if version is None else f"has the format {version}, this release reads 1"
-        raise PermanentError(f"{tar.name} {what}; restore it with the release that made it")
+def _contents(values: Any) -> Backup:
+    if values["format"] != FORMAT:
+        raise ValueError(f"its format is {values['format']}")
+    if values["format_version"] != FORMAT_VERSION:
+        raise PermanentError(
+            f"the backup has format version {values['format_version']}, this release reads {FORMAT_VERSION}; "
+            f"restore it with {values['made_by']} or a newer release"
+        )
     members = {name: Member(**member) for name, member in values["members"].items()}
     return Backup(**values | {"members": members})
-
-
-@contextmanager
-def _opened(source: Path) -> Iterator[tarfile.TarFile]:
-    try:
-        with tarfile.open(source, "r:*") as tar:
-            yield tar
-    # What the readers of gzip and tar raise for a file that ends too early or is none.
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise PermanentError(f"{source} is no whole backup: {error}; take another one") from error
 
 
 @contextmanager
@@ -193,8 +204,8 @@ def _load(connection: Connection, tar: tarfile.TarFile, backup: Backup) -> None:
         for name in backup.rows:
             _load_table(connection, metadata.tables[name], _lines(tar, f"{TABLES}{name}.jsonl"))
     _expire_leases(connection, metadata)
-    for name, highest in backup.sequences.items():
-        _raise_sequence(connection, metadata.tables[name], highest)
+    for table in metadata.sorted_tables:
+        _raise_sequence(connection, table, backup.sequences.get(table.name, 0))
 
 
 def _load_table(connection: Connection, table: Table, rows: Iterator[Json]) -> None:
@@ -251,9 +262,11 @@ def _expire_leases(connection: Connection, metadata: MetaData) -> None:
 def _raise_sequence(connection: Connection, table: Table, highest: int) -> None:
     """Give no id again that was given before the backup was made, whichever rows are left."""
     sequence = id_sequence(connection, table)
-    (key,) = (column for column in table.primary_key.columns if isinstance(column.type, Integer))
+    if sequence is None:
+        return
+    (key,) = table.primary_key.columns
     highest = max(highest, connection.scalar(select(func.max(key))) or 0)
-    if sequence is None or highest == 0:
+    if highest == 0:
         return
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT setval(:name, :highest)"), {"name": sequence, "highest": highest})

@@ -20,7 +20,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
 
-from olivepress.errors import ServiceUnavailable
+from olivepress.errors import PermanentError, ServiceUnavailable
 
 __all__ = ["Database", "DatabaseNow", "Session"]
 
@@ -83,6 +83,11 @@ class Database:
         self.engine = _engine(url)
         self._writer = self.engine.execution_options(olivepress_write=True)
 
+    @property
+    def name(self) -> str:
+        """The URL without the password, for people."""
+        return self.engine.url.render_as_string(hide_password=True)
+
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that only reads; on SQLite it never waits for a writer.
@@ -126,14 +131,14 @@ class Database:
         Source: sqlite.org/lang_altertable.html, "Making Other Kinds Of Table Schema Changes".
 
         Raises:
+            PermanentError: on SQLite, rows would be left without their parents.
             ServiceUnavailable: the database does not answer.
         """
         with _translated(), self._writer.connect() as connection:
             if self.engine.dialect.name == "sqlite":
                 with _foreign_keys_off(connection), connection.begin():
                     yield connection
-                    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
-                    assert not broken, f"the change of the schema would leave rows without their parents: {broken[:5]}"
+                    _check_foreign_keys(connection)
                 return
             with connection.begin():
                 connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
@@ -156,6 +161,16 @@ def _foreign_keys_off(connection: Connection) -> Iterator[None]:
         yield
     finally:
         driver.execute("PRAGMA foreign_keys=ON")
+
+
+def _check_foreign_keys(connection: Connection) -> None:
+    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    if broken:
+        table, row, parent, _ = broken[0]
+        raise PermanentError(
+            f"row {row} of {table} would be left without its row in {parent} ({len(broken)} such rows); nothing was "
+            "changed"
+        )
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, CursorResult, and_, exists, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
@@ -18,6 +17,7 @@ from olivepress.database import costs
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import AttemptRow, JobRow, RememberedRow, StepRow
 from olivepress.database.unblocking import HasArtifact, Offer, advance, cancel_waiting, done_steps, refresh_job
+from olivepress.database.upsert import upsert
 from olivepress.database.workers import alive
 from olivepress.errors import NoRoom
 from olivepress.jobs import AttemptOutcome, StepId, StepKind, StepState
@@ -332,8 +332,6 @@ def _learn(session: Session, held: Claim, ending: Ending) -> None:
 
 
 def _remember(session: Session, key: str, held: Claim, result: StepResult) -> None:
-    dialect = session.get_bind().dialect.name
-    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
     values = {
         "key": key,
         "kind": held.kind.value,
@@ -343,7 +341,7 @@ def _remember(session: Session, key: str, held: Claim, result: StepResult) -> No
         "created_at": DatabaseNow(),
     }
     # A run that was asked for anew (--fresh) replaces what was remembered.
-    statement = insert(RememberedRow).values(values)
+    statement = upsert(session, RememberedRow).values(values)
     session.execute(statement.on_conflict_do_update(index_elements=["key"], set_=values))
 
 

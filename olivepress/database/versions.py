@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import AliasRow, JobRow, ModelRow, StepRow, VersionRow
+from olivepress.database.upsert import upsert
 from olivepress.jobs import StepKind
 
 
@@ -111,9 +111,8 @@ def publish_version(session: Session, wanted: Publication, write_overlay: WriteO
 
 
 def _locked_model(session: Session, team: str, name: str) -> ModelRow:
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     session.execute(
-        insert(ModelRow)
+        upsert(session, ModelRow)
         .values(team=team, name=name, next_number=1, created_at=DatabaseNow())
         .on_conflict_do_nothing(index_elements=["team", "name"])
     )

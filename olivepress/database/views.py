@@ -9,9 +9,10 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import AttemptRow, BatchRow, JobRow, Json, LeaseRow, StepRow, VersionRow, WorkerRow
-from olivepress.database.workers import ALIVE_FOR_S, SCHEDULER_LEASE
+from olivepress.database.workers import ALIVE_FOR_S, SCHEDULER_LEASE, alive
 from olivepress.errors import NotFound
-from olivepress.jobs import JobState, StepKind, StepState, batch_state
+from olivepress.jobs import FINAL_JOB_STATES, JobState, StepKind, StepState, batch_state
+from olivepress.placement import Need, why_nowhere
 
 # Sizes are read as floats: PostgreSQL's integer ends at 2 GiB, a float is exact up to 2^53.
 _FIGURES: dict[str, tuple[str, ...]] = {
@@ -45,7 +46,8 @@ def batches(session: Session, team: str, limit: int, before_id: int | None = Non
         query = query.where(BatchRow.id < before_id)
     rows = session.scalars(query).all()
     counts = _job_counts(session, JobRow.batch_id.in_([row.id for row in rows]))
-    return [_batch_view(row, counts.get(row.id, {})) for row in rows]
+    has_workers = bool(alive(session))
+    return [_batch_view(row, counts.get(row.id, {}), has_workers) for row in rows]
 
 
 def batch_summary(session: Session, batch_id: int) -> Json:
@@ -57,7 +59,8 @@ def batch_summary(session: Session, batch_id: int) -> Json:
     row = session.get(BatchRow, batch_id)
     if row is None:
         raise NotFound(f"there is no batch {batch_id}; `olivepress jobs` lists the jobs and batches that exist")
-    return _batch_view(row, _job_counts(session, JobRow.batch_id == batch_id).get(batch_id, {}))
+    counts = _job_counts(session, JobRow.batch_id == batch_id).get(batch_id, {})
+    return _batch_view(row, counts, bool(alive(session)))
 
 
 def batch(session: Session, batch_id: int, states: Collection[JobState] = ()) -> Json:
@@ -202,12 +205,15 @@ def _job_counts(session: Session, condition: ColumnElement[bool]) -> dict[int, d
     return counts
 
 
-def _batch_view(row: BatchRow, counts: dict[JobState, int]) -> Json:
+def _batch_view(row: BatchRow, counts: dict[JobState, int], has_workers: bool) -> Json:
+    state = batch_state(counts)
+    is_stuck = not has_workers and state not in FINAL_JOB_STATES
     return {
         "id": row.id,
         "team": row.team,
         "name": row.name,
-        "state": batch_state(counts).value,
+        "state": state.value,
+        "waits_for": why_nowhere(Need(), ()) if is_stuck else None,
         "created_at": row.created_at,
         "counts": {state.value: counts.get(state, 0) for state in JobState},
     }
@@ -219,8 +225,9 @@ def _job_views(session: Session, chosen: Select[int]) -> list[Json]:
     now = _now(session)
     rows = session.execute(_job_columns().where(JobRow.id.in_(select(ids.c.id)))).all()
     steps: dict[int, list[Json]] = {}
+    nowhere = why_nowhere(Need(), ()) if not alive(session) else None
     for row in session.execute(_step_columns().where(StepRow.job_id.in_(select(ids.c.id)))):
-        steps.setdefault(row.job_id, []).append(_step_view(row, now))
+        steps.setdefault(row.job_id, []).append(_step_view(row, now, nowhere))
     figures = _job_figures(session, StepRow.job_id.in_(select(ids.c.id)))
     views = {row.id: _job_view(row, steps.get(row.id, []), now) | {"figures": figures.get(row.id)} for row in rows}
     # A job that was added between the queries is left to the next look.
@@ -263,6 +270,9 @@ def _step_columns() -> Select[*tuple[Any, ...]]:
             StepRow.started_at,
             StepRow.finished_at,
             StepRow.reused_step_id,
+            StepRow.unplaceable,
+            StepRow.memory_bytes,
+            StepRow.predicted_s,
             # What another team has submitted is not this team's business; that it was reused is.
             case((source_job.team == JobRow.team, source_job.id)).label("reused_job"),
         )
@@ -317,7 +327,7 @@ def _job_view(row: Any, steps: list[Json], now: float) -> Json:
     }
 
 
-def _step_view(row: Any, now: float) -> Json:
+def _step_view(row: Any, now: float, nowhere: str | None) -> Json:
     return {
         "kind": row.kind,
         "state": row.state,
@@ -329,6 +339,9 @@ def _step_view(row: Any, now: float) -> Json:
         "seconds": _seconds(row.started_at, row.finished_at, now),
         "reused": row.reused_step_id is not None,
         "reused_job": row.reused_job,
+        "waits_for": (nowhere or row.unplaceable) if row.state == StepState.QUEUED else None,
+        "predicted_memory_bytes": row.memory_bytes or None,
+        "predicted_s": row.predicted_s,
     }
 
 

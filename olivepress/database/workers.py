@@ -4,11 +4,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sqlalchemy import select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import LeaseRow, WorkerRow
+from olivepress.database.upsert import upsert
 
 SEEN_EVERY_S = 5.0
 ALIVE_FOR_S = 30.0
@@ -69,10 +69,9 @@ def on_host(session: Session, host: str) -> list[WorkerRow]:
 
 def take_lease(session: Session, name: str, holder: str, lease_s: float) -> bool:
     """Get or keep a named lease; False while another holder's runs."""
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     values = {"name": name, "holder": holder, "expires_at": DatabaseNow() + lease_s}
     statement = (
-        insert(LeaseRow)
+        upsert(session, LeaseRow)
         .values(values)
         .on_conflict_do_update(
             index_elements=["name"],

@@ -40,13 +40,17 @@ def write_whole(path: Path, content: bytes, tmp: Path) -> None:
 def renew(path: Path, tmp: Path) -> int | None:
     """Makes a file as young as one written now, by its file system's clock; answers its size, None if it is not there.
 
-    Only its owner may date a read-only file: another user's is replaced by a copy.
+    Only its owner may date a read-only file: another user's is replaced by a copy. On a file system that is mounted
+    read-only nothing becomes younger: who reads there puts nothing.
     """
     try:
         try:
             os.utime(path)
         except PermissionError:
             write_whole(path, path.read_bytes(), tmp)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
         return path.stat().st_size
     except FileNotFoundError:
         return None

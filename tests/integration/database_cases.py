@@ -14,6 +14,7 @@ from olivepress.database.sessions import Database
 from olivepress.database.steps import Claim
 from olivepress.database.tables import JobRow, StepRow
 from olivepress.database.unblocking import HasArtifact, Offer
+from olivepress.database.workers import WorkerFacts
 from olivepress.jobs import JobId, StepId, StepKind
 from olivepress.manifest import parse_manifest
 from olivepress.steps import StepResult
@@ -61,6 +62,25 @@ def submit_paths(database: Database, *paths: str, **manifest: Any) -> list[JobId
     """A batch of these checkpoints; gives the ids of its jobs."""
     values = {"checkpoints": [{"path": path} for path in paths], **manifest}
     return submit(database, parse_manifest(values), [Path("/")]).job_ids
+
+
+def worker_facts(slots: int = 1) -> WorkerFacts:
+    """What the worker of OFFER says of itself when it starts."""
+    return WorkerFacts(
+        id=OFFER.worker_id,
+        host="host",
+        pid=1,
+        pid_started_at=0.0,
+        pools=list(OFFER.pools),
+        slots=slots,
+        memory_bytes=OFFER.allowance_bytes * slots,
+        disk_free_bytes=2**50,
+        fingerprint=OFFER.fingerprint,
+        timed_fingerprint=OFFER.timed_fingerprint,
+        hardware={},
+        toolchain={},
+        architectures=[],
+    )
 
 
 def step_of(database: Database, job_id: int, kind: StepKind) -> StepRow:

@@ -221,7 +221,7 @@ class TestBatch:
                 api.get(f"/v1/batches/{batch_id}")
             counts.append(len(queries))
 
-        assert counts[0] == counts[1] < 10
+        assert counts[0] == counts[1] < 12
 
     def test_lists_are_per_team_and_paged(self, api: Api) -> None:
         for name in ("a", "b", "c"):

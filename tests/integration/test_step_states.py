@@ -11,7 +11,6 @@ from olivepress.database.sessions import Database, DatabaseNow
 from olivepress.database.steps import Claim, Ending
 from olivepress.database.tables import AttemptRow, RememberedRow, StepRow
 from olivepress.database.unblocking import Offer
-from olivepress.database.workers import WorkerFacts
 from olivepress.jobs import AttemptOutcome, JobState, StepKind, StepState
 from olivepress.placement import Fairness
 from olivepress.steps import StepResult
@@ -27,6 +26,7 @@ from tests.integration.database_cases import (
     step_of,
     submit_paths,
     succeed,
+    worker_facts,
 )
 
 pytestmark = on_both_databases
@@ -257,23 +257,8 @@ def test_a_result_is_remembered_once(database: Database) -> None:
 
 
 def register(database: Database, slots: int) -> None:
-    facts = WorkerFacts(
-        id=OFFER.worker_id,
-        host="host",
-        pid=1,
-        pid_started_at=0.0,
-        pools=list(OFFER.pools),
-        slots=slots,
-        memory_bytes=OFFER.allowance_bytes * slots,
-        disk_free_bytes=2**50,
-        fingerprint=OFFER.fingerprint,
-        timed_fingerprint=OFFER.timed_fingerprint,
-        hardware={},
-        toolchain={},
-        architectures=[],
-    )
     with database.write() as session:
-        workers.register(session, facts)
+        workers.register(session, worker_facts(slots))
 
 
 def signalled(database: Database, again_after_s: float = 60) -> list[dispatching.Signal]:

@@ -34,6 +34,9 @@ def step_of(kind: str, state: str, **changes: Any) -> Json:
         "seconds": 1.0,
         "reused": False,
         "reused_job": None,
+        "waits_for": None,
+        "predicted_memory_bytes": None,
+        "predicted_s": None,
     }
     return step | changes
 
@@ -74,6 +77,7 @@ def batch_of(*jobs: Json, **changes: Any) -> Json:
         "team": "default",
         "name": None,
         "state": batch_state(states).value,
+        "waits_for": None,
         "created_at": 99.0,
         "counts": {state.value: states.count(state) for state in JobState},
         "jobs": list(jobs),

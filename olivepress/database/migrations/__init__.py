@@ -76,7 +76,7 @@ def _refuse_newer(connection: Connection) -> None:
     current = current_revision(connection)
     if current is not None and not is_known(current):
         raise ServiceUnavailable(
-            f"the database's schema is at '{current}', which this release does not know (it has '{newest_revision()}'); "
+            f"the database's schema is at '{current}', which this release, at '{newest_revision()}', does not know; "
             "run the release that migrated it, or a newer one"
         )
 
