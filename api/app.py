@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 import olivepress
 from api import errors
-from api.routes import Parts, batches, health, jobs, models, retention
+from api.routes import Parts, batches, costs, health, jobs, models, retention
 from api.security import BodyLimit, require_admin
 from olivepress.database.sessions import Database
 from olivepress.errors import NotAllowed
@@ -77,7 +77,7 @@ def create_app(settings: Settings, database: Database, store: DirectoryStore, ri
     app.add_middleware(BodyLimit)
     errors.install(app)
     app.include_router(health.open_router)
-    for router in (batches.router, jobs.router, models.router, health.router, retention.router):
+    for router in (batches.router, jobs.router, models.router, health.router, costs.router, retention.router):
         app.include_router(router, prefix=PREFIX, dependencies=[Depends(require_admin)], responses=PROBLEMS)
     return app
 

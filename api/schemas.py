@@ -262,6 +262,16 @@ class Worker(Answer):
     stopped_at: float | None
 
 
+class LearnedCost(Answer):
+    """What attempts of one kind of step and family took, as a multiple of what sizes alone predict."""
+
+    kind: StepKind
+    family: str = Field(examples=["qwen2/int4/default"])
+    memory_ratio: float
+    seconds_ratio: float
+    attempts: int
+
+
 class HealthStatus(StrEnum):
     """The stack in one word."""
 

@@ -7,7 +7,7 @@ architecture, the numbers in them, the tokenizer at work.
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +25,8 @@ from olivepress.checkpoint_files import (
     relevant_files,
     unreadable,
 )
-from olivepress.conversion_cost import Sizes, predicted_cost
+from olivepress.conversion_cost import Sizes
 from olivepress.errors import BadCheckpoint
-from olivepress.recipes import BUILT_IN
 from olivepress.safetensors_header import FLOAT_DTYPES, SafetensorsFile, Tensor, read_safetensors_header
 from olivepress.tokenizer_files import (
     chat_template_file,
@@ -219,7 +218,7 @@ def inspect(path: Path, base: Path | None = None) -> dict[str, Any]:
     Returns:
         JSON values: path, base, kind, architecture, family, parameters, size_bytes, dtype, tied_embeddings,
         context_length, vocabulary_size, tensors (their number), tokenizer_class, chat_template (the file it stands
-        in), problems (texts), cost (by recipe: peak_ram_bytes, scratch_bytes, output_bytes).
+        in), problems (texts), sizes (what `step_cost` predicts from).
 
     Raises:
         BadCheckpoint: there is no checkpoint to tell anything about.
@@ -253,7 +252,7 @@ def inspect(path: Path, base: Path | None = None) -> dict[str, Any]:
         "tokenizer_class": tokenizer_class(checkpoint.tokenizer_directory),
         "chat_template": template,
         "problems": problems,
-        "cost": {name: predicted_cost(checkpoint.sizes(), recipe).to_dict() for name, recipe in BUILT_IN.items()},
+        "sizes": asdict(checkpoint.sizes()),
     }
 
 

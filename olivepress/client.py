@@ -273,6 +273,10 @@ class Client:
         """Workers that live, and those that were seen within the last day."""
         return self._list("/v1/workers")
 
+    def costs(self) -> list[Json]:
+        """What past attempts took against what sizes predict: kind, family, memory_ratio, seconds_ratio, attempts."""
+        return self._list("/v1/costs")
+
     def health(self) -> list[Json]:
         """Every part of the stack: name, status (ok, warn, fail), detail, what_now."""
         return self._list("/v1/health")

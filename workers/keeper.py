@@ -12,6 +12,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -52,7 +53,8 @@ def keep(report: Connection, parent_pid: int, work: Callable[[], None], *given_a
     os.setpgid(0, 0)
     keeper = _Keeper()
     adopt_orphans()
-    die_with_parent(parent_pid, signal.SIGTERM)
+    if sys.platform == "linux":
+        die_with_parent(parent_pid, signal.SIGTERM)
     own_pid = os.getpid()
     step_pid = os.fork()
     if step_pid == 0:

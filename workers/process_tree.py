@@ -33,7 +33,7 @@ def descendants(root_pid: int) -> list[Member]:
     if not PROC.joinpath("self").exists():
         return _descendants_by_psutil(root_pid)
     children: dict[int, list[Member]] = {}
-    for name in os.listdir(PROC):
+    for name in os.listdir(PROC):  # noqa: PTH208 (a path object for each process would cost more than the rest)
         if name.isdigit():
             with contextlib.suppress(OSError):
                 parent, member = _stat(int(name))

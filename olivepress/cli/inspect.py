@@ -1,5 +1,6 @@
 """`olivepress inspect`: what a checkpoint on this machine is, from its headers; needs no stack."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +12,13 @@ from rich.text import Text
 from olivepress import checkpoints
 from olivepress.cli import FAILED
 from olivepress.cli.options import AsJson
-from olivepress.cli.output import console, emit
-from olivepress.cli.tables import NOTHING, figure, plain_table, size
+from olivepress.cli.output import connect, console, emit
+from olivepress.cli.tables import NOTHING, duration, figure, plain_table, size, word
+from olivepress.conversion_cost import Sizes, predicted_cost
+from olivepress.errors import OlivepressError
+from olivepress.jobs import StepKind
+from olivepress.recipes import BUILT_IN
+from olivepress.step_cost import Learned, Ratio, StepCost, costs_of_job
 
 
 def inspect(
@@ -20,9 +26,10 @@ def inspect(
     base: Annotated[Path | None, typer.Option(metavar="DIR", help="The base of an adapter.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a checkpoint is, without a stack.
+    """Say what a checkpoint is and what its steps will take.
 
-    Reads config and headers, not the weights; shows what submitting it would refuse, and what each recipe would cost.
+    Reads config and headers, not the weights; shows what submitting it would refuse, and what each step by each
+    recipe will take. Needs no stack; one that runs corrects the figures by what past jobs of the family took.
     The exit code is 1 if it would be refused.
 
     [bold]Examples[/]
@@ -30,10 +37,20 @@ def inspect(
       olivepress inspect ./lora/legal --base ./base --json
     """
     found = checkpoints.inspect(directory.expanduser(), base.expanduser() if base else None)
+    sizes, learned = Sizes(**found["sizes"]), _learned()
+    costs = {name: costs_of_job(sizes, found["family"], recipe, learned) for name, recipe in BUILT_IN.items()}
+    outputs = {name: predicted_cost(sizes, recipe).output_bytes for name, recipe in BUILT_IN.items()}
     if as_json:
-        emit(found)
+        emit(found | {"cost": {name: _json(outputs[name], steps) for name, steps in costs.items()}})
     else:
-        _show(found, console())
+        to = console()
+        _show(found, to)
+        to.print(_cost_table(outputs, costs))
+        corrected = sum(ratio.attempts for ratio in learned.values())
+        basis = f"corrected by {corrected} attempts of the stack that runs here" if corrected else "from sizes alone"
+        to.print(Text(f"predicted {basis}; two cores assumed", style="dim"), soft_wrap=True)
+        for problem in found["problems"]:
+            to.print(Text.assemble(("problem  ", "bold red"), problem), soft_wrap=True)
     if found["problems"]:
         raise typer.Exit(FAILED)
 
@@ -55,14 +72,33 @@ def _show(found: dict[str, Any], to: Console) -> None:
     for name, value in facts.items():
         if value:
             to.print(Text(f"  {name:14}{value}"), soft_wrap=True)
-    to.print(_cost_table(found["cost"]))
-    for problem in found["problems"]:
-        to.print(Text.assemble(("problem  ", "bold red"), problem), soft_wrap=True)
 
 
-def _cost_table(cost: dict[str, dict[str, int]]) -> Table:
-    table = plain_table("recipe", figure("model size"), figure("peak memory"), figure("workspace"))
-    for recipe, predicted in cost.items():
-        bytes_of = (predicted["output_bytes"], predicted["peak_ram_bytes"], predicted["scratch_bytes"])
-        table.add_row(recipe, *(f"~{size(value)}" for value in bytes_of))
+def _learned() -> Learned:
+    """What the stack that runs here has learned; nothing without one."""
+    try:
+        with connect() as client:
+            rows = client.costs()
+    except OlivepressError:
+        return {}
+    return {
+        (StepKind(row["kind"]), row["family"]): Ratio(row["memory_ratio"], row["seconds_ratio"], row["attempts"])
+        for row in rows
+    }
+
+
+def _json(output_bytes: int, steps: dict[StepKind, StepCost]) -> dict[str, Any]:
+    return {"output_bytes": output_bytes, "steps": {kind.value: asdict(cost) for kind, cost in steps.items()}}
+
+
+def _cost_table(outputs: dict[str, int], costs: dict[str, dict[StepKind, StepCost]]) -> Table:
+    table = plain_table(
+        word("recipe"), figure("model size"), word("step"), figure("peak memory"), figure("workspace"), figure("time")
+    )
+    for recipe, steps in costs.items():
+        head = (recipe, f"~{size(outputs[recipe])}")
+        for kind, cost in steps.items():
+            workspace = f"~{size(cost.scratch_bytes)}" if cost.scratch_bytes else NOTHING
+            table.add_row(*head, kind.value, f"~{size(cost.memory_bytes)}", workspace, f"~{duration(cost.seconds)}")
+            head = ("", "")
     return table

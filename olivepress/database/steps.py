@@ -311,9 +311,10 @@ def _end_attempt(session: Session, held: Claim, ending: Ending) -> None:
             signal=ending.signal,
             error_class=ending.error_class,
             error_message=ending.error_message,
-            cpu_s=ending.cpu_s,
-            peak_rss_bytes=ending.peak_rss_bytes,
-            log_tail=ending.log_tail,
+            # Of a worker that is gone they hold what it noted while the step ran.
+            cpu_s=func.coalesce(ending.cpu_s, AttemptRow.cpu_s),
+            peak_rss_bytes=func.coalesce(ending.peak_rss_bytes, AttemptRow.peak_rss_bytes),
+            log_tail=func.coalesce(ending.log_tail, AttemptRow.log_tail),
             finished_at=DatabaseNow(),
         )
     )

@@ -7,6 +7,8 @@ from olivepress.queues import celery_app
 from olivepress.settings import Settings
 
 USER = "olivepress"
+# What is done to which checkpoint by which recipe (`args`), how far, and where; Celery's own ids say nothing to people.
+TASK_COLUMNS = "name,args,state,worker,received,started,runtime"
 
 
 def serve(settings: Settings) -> None:
@@ -24,5 +26,6 @@ def serve(settings: Settings) -> None:
         f"--address={settings.flower_host}",
         f"--port={settings.flower_port}",
         "--inspect-timeout=2000",
+        f"--tasks-columns={TASK_COLUMNS}",
     ]
     celery_app(settings).start([*arguments, "--logging=warning"])

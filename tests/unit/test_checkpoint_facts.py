@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from olivepress.checkpoints import CheckpointKind, inspect, read_checkpoint
+from olivepress.conversion_cost import Sizes
 from olivepress.errors import BadCheckpoint
 from tests.unit.plain_checkpoints import (
     SHAPES,
@@ -200,11 +201,11 @@ class TestTemplateAndTokenizer:
 
 
 class TestInspect:
-    def test_it_gives_json_values_with_a_cost_for_every_recipe(self, tmp_path: Path) -> None:
+    def test_it_gives_json_values_with_the_sizes_that_costs_are_predicted_from(self, tmp_path: Path) -> None:
         facts = inspect(write_checkpoint(tmp_path / "m"))
 
         assert json.loads(json.dumps(facts)) == facts
-        assert set(facts["cost"]) == {"cpu-int4", "cpu-int8", "cpu-fp32"}
+        assert Sizes(**facts["sizes"]).parameters == facts["parameters"]
         assert facts["tokenizer_class"] == "Qwen2Tokenizer"
         assert facts["chat_template"] == "tokenizer_config.json"
         assert facts["base"] is None
