@@ -5,6 +5,7 @@ finds nothing to claim.
 """
 
 import logging
+from collections.abc import Collection
 
 from celery import Celery
 from redis import Redis
@@ -16,6 +17,8 @@ from olivepress.redis_tls import split_tls
 from olivepress.settings import Settings
 
 RING_CHANNEL = "olivepress:ring"
+# What kombu keeps beside each queue.
+BINDING_PREFIXES = ("_kombu.binding.", "_kombu.binding_permanent.")
 log = logging.getLogger(__name__)
 
 
@@ -66,9 +69,21 @@ def send(app: Celery, kind: StepKind, step_id: StepId, worker_id: str, descripti
     app.send_task(task_name(kind), args=[step_id], queue=queue_name(worker_id), argsrepr=description, retry=False)
 
 
-def forget_queue(redis: Redis, worker_id: str) -> None:
-    """Remove what Redis keeps of the queue of a worker that is gone."""
-    redis.delete(queue_name(worker_id), f"_kombu.binding.{queue_name(worker_id)}")
+def forget_queues(redis: Redis, keep: Collection[str]) -> int:
+    """Remove what Redis keeps of the queues of workers that are gone; gives how many keys. Raises RedisError.
+
+    Args:
+        keep: ids of the workers whose queues stay.
+    """
+    prefixes = ("", *BINDING_PREFIXES)
+    kept = {prefix + queue_name(worker_id) for worker_id in keep for prefix in prefixes}
+    gone = [
+        key
+        for prefix in prefixes
+        for key in redis.scan_iter(prefix + queue_name("*"), count=1000)
+        if key.decode() not in kept
+    ]
+    return int(redis.delete(*gone)) if gone else 0
 
 
 def redis_client(settings: Settings) -> Redis:

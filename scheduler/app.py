@@ -1,9 +1,12 @@
 """The scheduler service: it ticks when it is rung, at the latest every second."""
 
 import contextlib
+import math
 import signal
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -19,10 +22,11 @@ from olivepress.settings import Settings
 from olivepress.store.directory import DirectoryStore
 from scheduler.dispatch import dispatch
 from scheduler.leader import Leadership
+from scheduler.queues import sweep_queues
 from scheduler.rescue import rescue_expired
+from scheduler.retention import Retention
 from scheduler.stranded import look_after
 
-RESCUE_EVERY_S = 5.0
 log = structlog.get_logger(__name__)
 
 
@@ -34,8 +38,18 @@ def main(settings: Settings) -> None:
     Scheduler(settings, stop).run()
 
 
+@dataclass
+class Duty:
+    """Something that the leader does now and then."""
+
+    name: str
+    every_s: float
+    run: Callable[[], object]
+    done_at: float = -math.inf
+
+
 class Scheduler:
-    """The ticking loop: lead, rescue, dispatch, wait for the ring."""
+    """The ticking loop: lead, do what is due, wait for the ring."""
 
     def __init__(self, settings: Settings, stop: threading.Event) -> None:
         self._settings = settings
@@ -44,9 +58,8 @@ class Scheduler:
         self._app = celery_app(settings)
         self._redis = redis_client(settings)
         self._leadership = Leadership(self._database)
-        self._store = DirectoryStore(settings.store)
-        self._fairness = Fairness(settings.weights)
-        self._rescued_at = 0.0
+        self._retention = Retention(settings, self._database)
+        self._duties = self._make_duties(settings)
 
     def run(self) -> None:
         """Tick until asked to stop, then let the next leader lead."""
@@ -65,18 +78,34 @@ class Scheduler:
             except ServiceUnavailable as error:
                 log.warning("tick_failed", error=str(error))
             bell = self._wait(bell)
+        self._retention.stop()
         with contextlib.suppress(ServiceUnavailable):
             self._leadership.give_back()
         self._database.dispose()
         log.info("scheduler_stopped")
 
+    def _make_duties(self, settings: Settings) -> list[Duty]:
+        database, store, fairness = self._database, DirectoryStore(settings.store), Fairness(settings.weights)
+        return [
+            Duty("rescue", 5.0, lambda: rescue_expired(database)),
+            Duty("stranded", 5.0, lambda: look_after(database, store.has, settings.unplaceable_after_s)),
+            Duty("dispatch", 0.0, lambda: dispatch(database, self._app, fairness, settings.signal_again_after_s)),
+            Duty("queues", 60.0, lambda: sweep_queues(database, self._redis)),
+            Duty("retention", 1.0, self._retention.run_when_due),
+        ]
+
     def _tick(self) -> None:
-        now = time.monotonic()
-        if now - self._rescued_at >= RESCUE_EVERY_S:
-            self._rescued_at = now
-            rescue_expired(self._database)
-            look_after(self._database, self._store.has, self._settings.unplaceable_after_s)
-        dispatch(self._database, self._app, self._fairness, self._settings.signal_again_after_s)
+        for duty in self._duties:
+            now = time.monotonic()
+            if now - duty.done_at < duty.every_s:
+                continue
+            duty.done_at = now
+            try:
+                duty.run()
+            except ServiceUnavailable:
+                raise
+            except Exception:  # The edge of the loop: what breaks one duty must not stop the others.
+                log.exception("duty_broke", duty=duty.name)
 
     def _wait(self, bell: PubSub | None) -> PubSub | None:
         """Until rung or the polling interval is over. Without Redis it polls; None: listen anew next time."""

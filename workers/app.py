@@ -1,5 +1,6 @@
 """The worker service: Celery with a thread a slot, a warm forkserver beside it."""
 
+import contextlib
 import signal
 import threading
 import time
@@ -15,7 +16,7 @@ from olivepress.database import workers as worker_rows
 from olivepress.database.sessions import Database
 from olivepress.database.steps import rescue
 from olivepress.database.workers import WorkerFacts
-from olivepress.errors import OlivepressError
+from olivepress.errors import OlivepressError, ServiceUnavailable
 from olivepress.queues import Ring, celery_app, queue_name, redis_client
 from olivepress.settings import Settings
 from olivepress.store.directory import DirectoryStore
@@ -23,7 +24,7 @@ from workers import host, tasks
 from workers.child import StepCode
 from workers.child_process import describe_toolchain, start_forkserver
 from workers.runtime import Runtime, watch_database
-from workers.workspace import worker_directory
+from workers.workspace import sweep_until, worker_directory
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +57,7 @@ def serve(settings: Settings, code: StepCode | None = None) -> None:
         stop = threading.Event()
         threads = [
             threading.Thread(target=watch_database, args=(runtime, stop), name="watch-database"),
+            threading.Thread(target=sweep_until, args=(stop, settings.workspaces, workspaces), name="sweep-workspaces"),
             threading.Thread(target=_warm_up, args=(runtime,), name="warm-up", daemon=True),
         ]
         for thread in threads:
@@ -64,8 +66,11 @@ def serve(settings: Settings, code: StepCode | None = None) -> None:
             _consume(settings, runtime, facts)
         finally:
             stop.set()
-            threads[0].join()
-            with database.write() as session:
+            for thread in threads:
+                if not thread.daemon:
+                    thread.join()
+            # Without the database it is taken for lost instead, half a minute later.
+            with contextlib.suppress(ServiceUnavailable), database.write() as session:
                 worker_rows.stopped(session, facts.id)
             database.dispose()
             log.info("worker_stopped", worker_id=facts.id)

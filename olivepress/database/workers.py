@@ -62,6 +62,12 @@ def alive(session: Session) -> list[WorkerRow]:
     return list(session.scalars(query))
 
 
+def seen_within(session: Session, seconds: float) -> set[str]:
+    """Ids of the workers that did not stop and were seen lately."""
+    query = select(WorkerRow.id).where(WorkerRow.stopped_at.is_(None), WorkerRow.seen_at > DatabaseNow() - seconds)
+    return set(session.scalars(query))
+
+
 def on_host(session: Session, host: str) -> list[WorkerRow]:
     """Workers of a host that did not say that they stopped."""
     return list(session.scalars(select(WorkerRow).where(WorkerRow.host == host, WorkerRow.stopped_at.is_(None))))

@@ -1,10 +1,15 @@
 """What a caller sees when PostgreSQL stops, restarts, cuts a connection or is behind a dead network."""
 
+import os
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -17,7 +22,7 @@ from olivepress.database.tables import BatchRow, JobRow
 from olivepress.errors import ServiceUnavailable
 from olivepress.jobs import StepKind
 from tests.integration.database_cases import POSTGRESQL, claimed, on_both_databases, submit_paths
-from tests.postgres import PostgresServer
+from tests.postgres import PostgresServer, postgres_server
 
 on_postgresql = pytest.mark.parametrize("database_kind", [POSTGRESQL], indirect=True)
 # What sessions.py promises, and room for a busy machine.
@@ -30,41 +35,56 @@ def one(database: Database) -> int:
 
 
 @contextmanager
-def silent_network(server: PostgresServer) -> Iterator[tuple[str, threading.Event]]:
-    """A way to the server on which all bytes vanish once the event is set, as behind a host that lost its power.
+def far_host() -> Iterator[tuple[str, list[str], Callable[[], object]]]:
+    """Another host, as far as the network goes: a namespace with one cable to this one.
 
-    Gives "HOST:PORT" and the event.
+    Gives this host's address at the cable, what to put before a command to run it there, and what cuts the cable.
     """
-    listener = socket.create_server(("127.0.0.1", 0))
-    dead, open_sockets = threading.Event(), [listener]
+    name = f"olive{os.getpid()}"
+    here, there = f"{name}a", f"{name}b"
+    subnet = f"10.213.{os.getpid() % 250}"
 
-    def pump(source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                if dead.is_set():
-                    return
-                sink.sendall(data)
+    def ip(*arguments: str, check: bool = True) -> None:
+        subprocess.run(["ip", *arguments], check=check, capture_output=True)
 
-    def accept() -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = listener.accept()
-                open_sockets.append(near)
-                if dead.is_set():
-                    continue
-                far = socket.create_connection((server.host, server.port))
-                open_sockets.append(far)
-                for pair in ((near, far), (far, near)):
-                    threading.Thread(target=pump, args=pair, daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
     try:
-        yield f"127.0.0.1:{listener.getsockname()[1]}", dead
+        ip("netns", "add", name)
+        ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", name)
+        ip("addr", "add", f"{subnet}.1/30", "dev", here)
+        ip("-n", name, "addr", "add", f"{subnet}.2/30", "dev", there)
+        ip("link", "set", here, "up")
+        ip("-n", name, "link", "set", there, "up")
+    except (OSError, subprocess.CalledProcessError) as error:
+        if shutil.which("ip"):
+            ip("netns", "delete", name, check=False)
+        pytest.skip(f"network namespaces cannot be made here: {error}")
+    try:
+        yield f"{subnet}.1", ["ip", "netns", "exec", name], lambda: ip("link", "set", here, "down")
     finally:
-        for each in open_sockets:
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
+        ip("link", "delete", here)
+        ip("netns", "delete", name)
+
+
+# Asks once, waits for a line, then asks twice more and says how long it took to be told of the outage.
+FAR_CLIENT = """
+import sys, time
+from sqlalchemy import text
+from olivepress.database.sessions import Database
+from olivepress.errors import ServiceUnavailable
+database = Database(sys.argv[1])
+def ask():
+    with database.read() as session:
+        session.execute(text("SELECT 1"))
+ask()
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(2):
+    started = time.monotonic()
+    try:
+        ask()
+    except ServiceUnavailable:
+        print(time.monotonic() - started, flush=True)
+"""
 
 
 @on_postgresql
@@ -170,21 +190,38 @@ def test_a_session_that_is_idle_in_a_transaction_loses_its_locks(
     lost.dispose()
 
 
-@on_postgresql
-def test_a_dead_network_is_an_outage_within_seconds_for_pooled_and_new_connections(
-    database: Database, postgres: PostgresServer
-) -> None:
-    direct = database.engine.url.render_as_string(hide_password=False)
-    with silent_network(postgres) as (address, dead):
-        far = Database(direct.replace(f"{postgres.host}:{postgres.port}", address))
-        assert one(far) == 1
-        dead.set()
-        for _ in range(2):
-            started = time.monotonic()
-            with pytest.raises(ServiceUnavailable):
-                one(far)
-            assert time.monotonic() - started < WITHIN_S
-        far.dispose()
+def test_a_dead_network_is_an_outage_within_seconds_for_pooled_and_new_connections(tmp_path: Path) -> None:
+    with far_host() as (address, there, cut), postgres_server(tmp_path, listen=f"{address},127.0.0.1") as server:
+        command = [*there, sys.executable, "-c", FAR_CLIENT, server.url()]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+            try:
+                assert client.stdout is not None
+                assert client.stdout.readline() == "ready\n"
+                cut()
+                told, _ = client.communicate("go\n", timeout=60)
+            finally:
+                client.kill()
+    took_s = [float(line) for line in told.split()]
+    assert len(took_s) == 2
+    assert max(took_s) < WITHIN_S
+
+
+def test_a_host_that_does_not_take_the_connection_is_an_outage_within_seconds() -> None:
+    # Its queue of connections is full, so it is silent to another one.
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as listener,
+        socket.socket() as first,
+        socket.socket() as second,
+    ):
+        for waiting in (first, second):
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        database = Database(f"postgresql+psycopg://nobody:x@127.0.0.1:{listener.getsockname()[1]}/none")
+        started = time.monotonic()
+        with pytest.raises(ServiceUnavailable, match="timeout"):
+            one(database)
+        assert time.monotonic() - started < WITHIN_S
+        database.dispose()
 
 
 def test_a_server_that_does_not_exist_is_an_outage() -> None:
