@@ -9,12 +9,12 @@ from pydantic import SecretStr
 
 import olivepress
 from api import errors
-from api.routes import Parts, batches, costs, health, jobs, models, retention
+from api.routes import Parts, batches, costs, health, jobs, models, recipes, retention
 from api.security import BodyLimit, require_admin
 from olivepress.database.sessions import Database
 from olivepress.errors import NotAllowed
 from olivepress.settings import Settings
-from olivepress.store import DirectoryStore
+from olivepress.store import Store
 
 PREFIX = "/v1"
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -31,7 +31,8 @@ TAGS = [
     {"name": "batches", "description": "Checkpoints that were submitted together."},
     {"name": "jobs", "description": "One checkpoint and one recipe, with steps, attempts and logs."},
     {"name": "models", "description": "Published versions, their reports and files."},
-    {"name": "health", "description": "The parts of the stack, the workers, the recipes."},
+    {"name": "recipes", "description": "What a checkpoint can be turned into: built in, and a team's own."},
+    {"name": "health", "description": "The parts of the stack, the workers."},
     {"name": "retention", "description": "What is too old to keep."},
 ]
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -49,7 +50,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(settings: Settings, database: Database, store: DirectoryStore, ring: Callable[[], None]) -> FastAPI:
+def create_app(settings: Settings, database: Database, store: Store, ring: Callable[[], None]) -> FastAPI:
     """The API over these parts.
 
     Args:
@@ -77,7 +78,15 @@ def create_app(settings: Settings, database: Database, store: DirectoryStore, ri
     app.add_middleware(BodyLimit)
     errors.install(app)
     app.include_router(health.open_router)
-    for router in (batches.router, jobs.router, models.router, health.router, costs.router, retention.router):
+    for router in (
+        batches.router,
+        jobs.router,
+        models.router,
+        health.router,
+        costs.router,
+        retention.router,
+        recipes.router,
+    ):
         app.include_router(router, prefix=PREFIX, dependencies=[Depends(require_admin)], responses=PROBLEMS)
     return app
 

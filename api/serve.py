@@ -10,14 +10,14 @@ from olivepress.database import migrations
 from olivepress.database.sessions import Database
 from olivepress.queues import Ring, redis_client
 from olivepress.settings import Settings
-from olivepress.store import DirectoryStore
+from olivepress.store import open_store
 
 
 def main(settings: Settings) -> None:
     """Serve. SIGINT is left to whoever started us, as a terminal sends it to all."""
     database = Database(settings.database)
     migrations.check(database)
-    app = create_app(settings, database, DirectoryStore(settings.store), Ring(redis_client(settings)))
+    app = create_app(settings, database, open_store(settings), Ring(redis_client(settings)))
     config = uvicorn.Config(
         app,
         host=settings.api_host,

@@ -6,16 +6,17 @@ onnxruntime-genai 0.18 on Linux x86-64. Those of fp16 add the second copy that i
 
 from dataclasses import asdict, dataclass
 
-from olivepress.recipes import Algorithm, Precision, Recipe
+from olivepress.recipes import KEPT_IN_8_BITS, LAST_MATMUL, MIXED_LAYERS, Algorithm, Precision, Recipe
 
 MIB = 2**20
 FP32_BYTES = 4
 SCALE_BYTES = 4
 DEFAULT_BLOCK_SIZE = 32
 BASE_MIB = {Precision.FP32: 540, Precision.FP16: 540}
-QUANTIZED_BASE_MIB = {Algorithm.DEFAULT: 520, Algorithm.RTN: 630}
+K_QUANTS = (Algorithm.K_QUANT, Algorithm.K_QUANT_MIXED, Algorithm.K_QUANT_LAST)
+QUANTIZED_BASE_MIB = {Algorithm.DEFAULT: 520, Algorithm.RTN: 630} | dict.fromkeys(K_QUANTS, 720)
 # Copies of the largest tensor, in fp32, that are alive at once.
-LARGEST_COPIES = {Algorithm.DEFAULT: 1.4, Algorithm.RTN: 4.0}
+LARGEST_COPIES = {Algorithm.DEFAULT: 1.4, Algorithm.RTN: 4.0} | dict.fromkeys(K_QUANTS, 8.0)
 FULL_PRECISION_COPIES = 2.0
 # Share of the matrices' weights that `mixed_layers` keeps in 8 bits: half of the layers, there the attention's input
 # and the MLP's output projections.
@@ -52,22 +53,27 @@ def predicted_cost(sizes: Sizes, recipe: Recipe) -> Cost:
     output = _output_bytes(sizes, recipe)
     largest = sizes.largest_tensor_parameters * FP32_BYTES
     weights = sizes.parameters * FP32_BYTES
-    if recipe.precision in BASE_MIB:
-        peak = BASE_MIB[recipe.precision] * MIB + sizes.source_bytes + FULL_PRECISION_COPIES * largest
-        if recipe.precision is Precision.FP16:
+    if recipe.built_precision in BASE_MIB:
+        peak = BASE_MIB[recipe.built_precision] * MIB + sizes.source_bytes + FULL_PRECISION_COPIES * largest
+        if recipe.built_precision is Precision.FP16:
             peak += weights + output
     else:
         peak = QUANTIZED_BASE_MIB[recipe.algorithm] * MIB + sizes.source_bytes + weights + output
         peak += LARGEST_COPIES[recipe.algorithm] * largest
-    # The converted model twice (Olive keeps one in its cache), and before it an adapter merged into its base.
-    scratch = 2 * output + (sizes.source_bytes if sizes.is_adapter else 0)
+    if recipe.olive_passes:
+        # A pass reads what the builder wrote, and holds it beside what it makes of it.
+        peak += output
+    # The converted model twice (Olive keeps one in its cache), once more for each pass, and before it an adapter merged
+    # into its base.
+    sources = len(recipe.olive_passes.before) + sizes.is_adapter
+    scratch = (2 + len(recipe.olive_passes.after)) * output + sources * sizes.source_bytes
     return Cost(peak_ram_bytes=round(peak), scratch_bytes=scratch, output_bytes=output)
 
 
 def _output_bytes(sizes: Sizes, recipe: Recipe) -> int:
-    if recipe.precision is Precision.FP32:
+    if recipe.built_precision is Precision.FP32:
         return sizes.parameters * FP32_BYTES
-    if recipe.precision is Precision.FP16:
+    if recipe.built_precision is Precision.FP16:
         return sizes.parameters * 2
     # A tied matrix counts once among the parameters but is written twice where table and head cannot share one form.
     matrices = sizes.parameters - (0 if sizes.tied_embeddings else sizes.embedding_parameters)
@@ -77,13 +83,17 @@ def _output_bytes(sizes: Sizes, recipe: Recipe) -> int:
 
 
 def _has_int8_head(recipe: Recipe) -> bool:
-    return recipe.precision is Precision.INT4 and "last_matmul:int8" in (recipe.mixed_precision or "")
+    return recipe.built_precision is Precision.INT4 and LAST_MATMUL in _kept_in_8_bits(recipe)
+
+
+def _kept_in_8_bits(recipe: Recipe) -> str:
+    return recipe.mixed_precision or KEPT_IN_8_BITS.get(recipe.algorithm, "")
 
 
 def _bytes_per_weight(recipe: Recipe) -> float:
     block_size = recipe.block_size or DEFAULT_BLOCK_SIZE
-    weight = 1.0 if recipe.precision is Precision.INT8 else 0.5
-    if recipe.mixed_precision and "mixed_layers:int8" in recipe.mixed_precision:
+    weight = 1.0 if recipe.built_precision is Precision.INT8 else 0.5
+    if MIXED_LAYERS in _kept_in_8_bits(recipe):
         weight += MIXED_LAYERS_SHARE * 0.5
     zero_point = 0.0 if recipe.is_symmetric else weight / block_size
     return weight + SCALE_BYTES / block_size + zero_point
@@ -91,4 +101,4 @@ def _bytes_per_weight(recipe: Recipe) -> float:
 
 def _shares_embeddings(sizes: Sizes, recipe: Recipe) -> bool:
     """Whether one quantized matrix serves both ends: the builder's pass ties them in every quantized precision."""
-    return sizes.tied_embeddings and recipe.precision in (Precision.INT4, Precision.INT8)
+    return sizes.tied_embeddings and recipe.built_precision.is_quantized

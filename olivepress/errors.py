@@ -12,6 +12,7 @@
         │   └── UnsupportedArchitecture
         ├── CheckpointChanged         its files are no longer the ones that were ingested
         ├── BadManifest               the submission itself is wrong
+        │   └── BadRecipe             a recipe or an Olive workflow in it cannot be, or cannot be understood
         ├── UnknownRecipe
         ├── ConversionFailed          the toolchain gave no model, or a wrong one
         ├── GateFailed                the model was built and is not good enough
@@ -71,6 +72,10 @@ class CheckpointChanged(PermanentError):
 
 class BadManifest(PermanentError):
     """The submission itself is wrong."""
+
+
+class BadRecipe(BadManifest):
+    """A recipe, or a workflow that is to become one, says what cannot be."""
 
 
 class UnknownRecipe(PermanentError):

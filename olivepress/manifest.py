@@ -1,7 +1,7 @@
 """The manifest of a batch: what people write in batch.yaml and what the API takes as JSON.
 
-In the file, `prompts` names a JSONL file beside the manifest; `load_manifest` reads it, so that what is sent holds the
-prompts themselves.
+In the file, `prompts` names a JSONL file beside the manifest and `olive_config` a workflow; `load_manifest` reads them,
+so that what is sent holds the prompts and the workflow themselves.
 """
 
 import json
@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
-from olivepress.errors import BadManifest
-from olivepress.recipes import DEFAULT_RECIPE
+from olivepress.errors import BadManifest, BadRecipe
+from olivepress.olive_config import recipe_of_workflow
+from olivepress.recipe_files import parse_recipe, read_mapping
+from olivepress.recipes import DEFAULT_RECIPE, Recipe
 from olivepress.registry import LATEST
 
 MAX_CHECKPOINTS = 10_000
 HUB_PREFIX = "hf://"
+OLIVE_CONFIG = "olive_config"
 
 
 class Strict(BaseModel):
@@ -83,12 +86,49 @@ class CheckpointEntry(Strict):
     prompts: Prompts | None = None
 
 
+def inline_recipe(entry: dict[str, Any], source: str = "the recipe") -> Recipe:
+    """The recipe that stands in a manifest itself: its keys, or {"olive_config": an Olive workflow}.
+
+    Raises:
+        BadRecipe: names every key that is wrong.
+    """
+    if OLIVE_CONFIG not in entry:
+        return parse_recipe(entry, source)
+    if len(entry) > 1:
+        raise BadRecipe(f"{source} has keys beside {OLIVE_CONFIG}; write them as a recipe of its own")
+    return recipe_of_workflow(entry[OLIVE_CONFIG])
+
+
+def _check_recipe(value: str | dict[str, Any]) -> str | dict[str, Any]:
+    if isinstance(value, dict):
+        try:
+            inline_recipe(value)
+        except BadRecipe as error:
+            raise ValueError(str(error)) from None
+    return value
+
+
+RecipeEntry = Annotated[
+    str | dict[str, Any],
+    AfterValidator(_check_recipe),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "string", "maxLength": 100}, {"type": "object"}],
+            "description": "A recipe's NAME or NAME@VERSION; the keys of a recipe (see /v1/recipes/schema); or "
+            '{"olive_config": an Olive workflow}.',
+        }
+    ),
+]
+
+
 class Manifest(Strict):
     """Every checkpoint with every recipe: one job each."""
 
     name: Name | None = None
     team: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,62}$")] = "default"
-    recipes: Annotated[list[str], Field(min_length=1, max_length=20)] = [DEFAULT_RECIPE]
+    recipes: Annotated[list[RecipeEntry], Field(min_length=1, max_length=20)] = [DEFAULT_RECIPE]
+    olive_config: dict[str, Any] | None = None
+    """An Olive workflow: short for one more of `recipes`, {"olive_config": the workflow}."""
     checkpoints: Annotated[list[CheckpointEntry], Field(min_length=1, max_length=MAX_CHECKPOINTS)]
     prompts: Prompts | None = None
     priority: Annotated[int, Field(ge=0, le=9)] = 5
@@ -98,6 +138,16 @@ class Manifest(Strict):
     """Only workers that offer this pool run its steps."""
     fresh: bool = False
     """Validate anew even where the same artifact was validated before."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_workflow_as_recipe(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get(OLIVE_CONFIG), dict):
+            return values
+        named = values.get("recipes", [])
+        rest = {key: value for key, value in values.items() if key not in (OLIVE_CONFIG, "recipes")}
+        recipes = [*named, {OLIVE_CONFIG: values[OLIVE_CONFIG]}] if isinstance(named, list) else named
+        return rest | {"recipes": recipes}
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -120,6 +170,9 @@ def load_manifest(path: Path) -> Manifest:
         values["checkpoints"] = [_resolved(entry, folder) for entry in entries]
     if isinstance(values.get("prompts"), str):
         values["prompts"] = read_prompts(folder / values["prompts"])
+    for holder in (values, *(one for one in _listed(values.get("recipes")) if isinstance(one, dict))):
+        if isinstance(holder.get(OLIVE_CONFIG), str):
+            holder[OLIVE_CONFIG] = read_workflow(folder / holder[OLIVE_CONFIG])
     return parse_manifest(values, source=str(path))
 
 
@@ -133,6 +186,15 @@ def parse_manifest(values: dict[str, Any], source: str = "the manifest") -> Mani
         return Manifest.model_validate(values)
     except ValidationError as error:
         raise BadManifest(f"{source}: {describe(error)}") from None
+
+
+def read_workflow(path: Path) -> dict[str, Any]:
+    """An Olive workflow from a JSON or YAML file.
+
+    Raises:
+        BadRecipe: the file is missing or holds none.
+    """
+    return read_mapping(path, "an Olive workflow")
 
 
 def read_prompts(path: Path) -> list[dict[str, Any]]:
@@ -171,6 +233,10 @@ def describe(error: ValidationError) -> str:
             message = "there is no such key"
         parts.append(f"{place}: {message}" if place else message)
     return "; ".join(parts)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _resolved(entry: Any, folder: Path) -> Any:

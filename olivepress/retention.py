@@ -16,8 +16,8 @@ from olivepress.database.sessions import Database
 from olivepress.database.workers import take_lease
 from olivepress.errors import ServiceUnavailable, TransientError
 from olivepress.settings import Settings
-from olivepress.store import DirectoryStore
-from olivepress.store.collecting import NONE, SETTLE_S, TEMPORARY_S, Amount, Collector, Emptied, StorePlan
+from olivepress.store import Store, collector_of
+from olivepress.store.collecting import NONE, SETTLE_S, TEMPORARY_S, Amount, Emptied, StoreCollector, StorePlan
 
 LEASE = "retention"
 LEASE_S = 60.0
@@ -114,7 +114,7 @@ class Report:
         }
 
 
-def plan(database: Database, store: DirectoryStore, periods: Periods) -> Report:
+def plan(database: Database, store: Store, periods: Periods) -> Report:
     """What `run` would remove now; removes nothing.
 
     Raises:
@@ -127,7 +127,7 @@ def plan(database: Database, store: DirectoryStore, periods: Periods) -> Report:
                 found = rows.count(session, kind, older_than_s)
             report.amounts[kind] = Amount(found.count, found.size_bytes)
     if periods.unreferenced_s is not None:
-        collector = Collector(store, periods.settle_s)
+        collector = collector_of(store, periods.settle_s)
         planned = _store_plan(database, collector, periods.unreferenced_s, periods.remembered_s)
         report.amounts[StoreKind.ARTIFACTS] = planned.artifacts
         report.amounts[StoreKind.CHUNKS] = planned.chunk_files
@@ -138,7 +138,7 @@ def plan(database: Database, store: DirectoryStore, periods: Periods) -> Report:
 
 
 def run(
-    database: Database, store: DirectoryStore, periods: Periods, must_stop: Callable[[], bool] = lambda: False
+    database: Database, store: Store, periods: Periods, must_stop: Callable[[], bool] = lambda: False
 ) -> Report:
     """Remove what is too old. One at a time runs; one that was killed is gone on with by the next.
 
@@ -155,20 +155,21 @@ def run(
                 removed = rows.remove(database, kind, older_than_s, turn.go_on)
                 report.amounts[kind] = Amount(removed.count, removed.size_bytes)
         if periods.unreferenced_s is not None:
-            _collect(database, Collector(store, periods.settle_s, turn.go_on), report, periods.unreferenced_s)
+            _collect(database, store, collector_of(store, periods.settle_s, turn.go_on), report)
         return report
     finally:
         turn.give_back()
 
 
-def _collect(database: Database, collector: Collector, report: Report, grace_s: float) -> None:
+def _collect(database: Database, store: Store, collector: StoreCollector, report: Report) -> None:
+    grace_s = report.periods.unreferenced_s or 0.0
     settled = collector.empty_trash()
     planned = _store_plan(database, collector, grace_s, report.periods.remembered_s)
     taken_out = collector.take_out(planned)
     now_settled = collector.empty_trash()
     emptied = Emptied(settled.removed + now_settled.removed, settled.put_back + now_settled.put_back)
     temporary = collector.temporary()
-    collector.store.sweep_temporary(TEMPORARY_S)
+    store.sweep_temporary(TEMPORARY_S)
     report.amounts[StoreKind.ARTIFACTS] = taken_out.artifacts
     report.amounts[StoreKind.CHUNKS] = taken_out.chunks
     report.amounts[StoreKind.TEMPORARY] = temporary
@@ -176,7 +177,7 @@ def _collect(database: Database, collector: Collector, report: Report, grace_s: 
     report.put_back, report.waiting, report.problem = emptied.put_back, now_settled.waiting, planned.problem
 
 
-def _store_plan(database: Database, collector: Collector, grace_s: float, remembered_s: float | None) -> StorePlan:
+def _store_plan(database: Database, collector: StoreCollector, grace_s: float, remembered_s: float | None) -> StorePlan:
     def references() -> set[str]:
         with database.read() as session:
             return rows.references(session, remembered_s)

@@ -27,6 +27,15 @@ class Settings(BaseSettings):
     database_url: str | None = None
     redis_url: SecretStr | None = None
     store_dir: Path | None = None
+    store_url: str | None = Field(default=None, pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[!-~]*)?$")
+    """An S3-compatible bucket instead of a directory, such as s3://models/olivepress."""
+    store_endpoint: str | None = Field(default=None, pattern="^https?://[!-~]+$")
+    """Where the bucket's service is, if it is not AWS. This and the next three: else the usual AWS_* variables count."""
+    store_region: str | None = None
+    store_access_key: SecretStr | None = None
+    store_secret_key: SecretStr | None = None
+    store_timeout_s: float = Field(default=60.0, gt=0)
+    """For one request to the bucket, its answer of up to 16 MiB included; then it is tried again, a few times."""
     workspace_dir: Path | None = None
     checkpoint_roots: str = ""
     """Directories under which checkpoints may lie, separated like PATH."""

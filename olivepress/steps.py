@@ -72,11 +72,12 @@ def spec_of(kind: StepKind, job: JobFacts, done: Done) -> dict[str, Any]:
             "base": job.base_path,
             "ingest": ingested,
             "build": job.recipe.build_options(),
+            "recipe_notes": list(job.recipe.notes),
         }
     if kind is StepKind.PACKAGE:
         return {
             "foundry": asdict(job.recipe.foundry),
-            "context_length": ingested["context_length"],
+            "context_length": _capped(ingested["context_length"], job.recipe.context_length),
             "family": ingested["family"],
         }
     if kind is StepKind.VALIDATE:
@@ -89,6 +90,11 @@ def spec_of(kind: StepKind, job: JobFacts, done: Done) -> dict[str, Any]:
             "source_size_bytes": ingested["size_bytes"],
         }
     return {}
+
+
+def _capped(context_length: int, most: int | None) -> int:
+    """The tokens that the model takes: as many as the checkpoint does, unless the recipe says fewer."""
+    return context_length if most is None else min(context_length, most)
 
 
 def artifacts_of(kind: StepKind, done: Done) -> dict[str, str]:

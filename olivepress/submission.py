@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from olivepress.database.batches import WantedJob, insert_batch, known_batch
+from olivepress.database.recipes import own_recipes
 from olivepress.database.sessions import Database
 from olivepress.errors import BadManifest
 from olivepress.jobs import BatchId, JobId
-from olivepress.manifest import HUB_PREFIX, MAX_CHECKPOINTS, CheckpointEntry, Manifest
-from olivepress.recipes import Recipe, recipe_named
+from olivepress.manifest import HUB_PREFIX, MAX_CHECKPOINTS, CheckpointEntry, Manifest, inline_recipe
+from olivepress.recipes import BUILT_IN, Recipe, parse_reference, recipe_named
 from olivepress.registry import check_alias, model_name, name_from_directory
 
 
@@ -30,19 +31,44 @@ def submit(database: Database, manifest: Manifest, roots: list[Path], idempotenc
         idempotency_key: the same key of the same team gives the batch that it gave first.
 
     Raises:
-        BadManifest: a name cannot be used, two jobs would publish under one name, or a glob matches nothing.
+        BadManifest: a name cannot be used, two jobs would publish under one name, a recipe cannot be, or a glob
+            matches nothing.
         UnknownRecipe: a recipe that does not exist.
     """
     check_alias(manifest.alias)
-    recipes = [recipe_named(name) for name in manifest.recipes]
+    recipes = resolved_recipes(database, manifest)
     entries = [expanded for entry in manifest.checkpoints for expanded in _expand(entry, roots)]
     if len(entries) > MAX_CHECKPOINTS:
         raise BadManifest(f"the batch has {len(entries)} checkpoints, the most is {MAX_CHECKPOINTS}; split it")
     wanted = _named_jobs(entries, recipes)
     with database.write() as session:
-        if idempotency_key and (known := known_batch(session, manifest.team, idempotency_key)):
-            return Submitted(*known, is_new=False)
-        return Submitted(*insert_batch(session, manifest, wanted, idempotency_key))
+        if new := insert_batch(session, manifest, wanted, idempotency_key):
+            return Submitted(*new)
+        known = known_batch(session, manifest.team, idempotency_key or "")
+        assert known is not None, "only the idempotency key can be taken"
+        return Submitted(*known, is_new=False)
+
+
+def resolved_recipes(database: Database, manifest: Manifest) -> list[Recipe]:
+    """The recipes that a manifest names, those that the team keeps among them, and those that stand in it.
+
+    Raises:
+        UnknownRecipe: a recipe that does not exist.
+        BadRecipe: one that stands in the manifest cannot be.
+        BadManifest: two have one name.
+    """
+    own: dict[str, list[Recipe]] = {}
+    named = [entry for entry in manifest.recipes if isinstance(entry, str)]
+    if any(parse_reference(name).name not in BUILT_IN for name in named):
+        with database.read() as session:
+            own = own_recipes(session, manifest.team)
+    found: dict[str, Recipe] = {}
+    for entry in manifest.recipes:
+        recipe = recipe_named(entry, own) if isinstance(entry, str) else inline_recipe(entry)
+        if recipe.name in found:
+            raise BadManifest(f"the batch names the recipe '{recipe.name}' twice; leave one out, or submit two batches")
+        found[recipe.name] = recipe
+    return list(found.values())
 
 
 def _expand(entry: CheckpointEntry, roots: list[Path]) -> list[CheckpointEntry]:

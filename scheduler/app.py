@@ -19,7 +19,7 @@ from olivepress.errors import ServiceUnavailable
 from olivepress.placement import Fairness
 from olivepress.queues import RING_CHANNEL, celery_app, redis_client
 from olivepress.settings import Settings
-from olivepress.store.directory import DirectoryStore
+from olivepress.store import open_store
 from scheduler.dispatch import dispatch
 from scheduler.leader import Leadership
 from scheduler.queues import sweep_queues
@@ -85,7 +85,7 @@ class Scheduler:
         log.info("scheduler_stopped")
 
     def _make_duties(self, settings: Settings) -> list[Duty]:
-        database, store, fairness = self._database, DirectoryStore(settings.store), Fairness(settings.weights)
+        database, store, fairness = self._database, open_store(settings), Fairness(settings.weights)
         return [
             Duty("rescue", 5.0, lambda: rescue_expired(database)),
             Duty("stranded", 5.0, lambda: look_after(database, store.has, settings.unplaceable_after_s)),

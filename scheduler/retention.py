@@ -10,7 +10,7 @@ from olivepress.database.sessions import Database
 from olivepress.errors import OlivepressError
 from olivepress.retention import Periods
 from olivepress.settings import Settings
-from olivepress.store import DirectoryStore
+from olivepress.store import open_store
 
 # A stack that has just started has better things to do.
 FIRST_AFTER_S = 60.0
@@ -47,7 +47,7 @@ class Retention:
 
     def _run(self) -> None:
         try:
-            store = DirectoryStore(self._settings.store)
+            store = open_store(self._settings)
             report = retention.run(self._database, store, Periods.of(self._settings), self._stop.is_set)
         except (OlivepressError, OSError) as error:
             log.warning("retention_ended_early", error=str(error))

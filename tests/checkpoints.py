@@ -11,7 +11,35 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-MODEL_TYPES = ("qwen2", "llama", "phi3", "qwen3", "mistral", "gemma3_text")
+# What each architecture needs beside the fields that all share, to be tiny and yet have all of its parts.
+OWN_FIELDS: dict[str, dict[str, Any]] = {
+    "qwen2": {},
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "phi3": {"original_max_position_embeddings": 4096, "sliding_window": None},
+    # Half of a head is turned, and the runtime wants a multiple of 8 pairs or a head of 32.
+    "phi": {"hidden_size": 128},
+    "qwen3": {"head_dim": 16},
+    "gemma": {"head_dim": 16},
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 512},
+    "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 512},
+    # Every fourth layer has no rope.
+    "smollm3": {"num_hidden_layers": 4},
+    "granite": {
+        "embedding_multiplier": 2.0,
+        "residual_multiplier": 0.7,
+        "logits_scaling": 1.5,
+        "attention_multiplier": 0.2,
+    },
+    "ernie4_5": {"head_dim": 16},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "nemotron": {"head_dim": 32},
+    "olmo": {},
+}
+# Converts to something else (measured); the rest converts to the same model.
+UNSOUND = ("olmo",)
+MODEL_TYPES = tuple(name for name in OWN_FIELDS if name not in UNSOUND)
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -60,7 +88,7 @@ def tiny_checkpoint(
     """Write a random but valid checkpoint into `directory` and return it.
 
     Args:
-        architecture: one of MODEL_TYPES, a `model_type` of transformers.
+        architecture: a `model_type` of transformers, most safely one of OWN_FIELDS.
         tied: whether the output head is the embedding matrix.
         shards: into how many safetensors files the tensors go (with an index when more than one).
         spread: standard deviation of the random weights; the default gives logits that differ clearly.
@@ -164,15 +192,7 @@ def _config_values(architecture: str, tied: bool) -> dict[str, Any]:
         "eos_token_id": im_end,
         "pad_token_id": endoftext,
     }
-    if architecture in ("qwen3", "gemma3_text"):
-        values["head_dim"] = 16
-    if architecture == "gemma3_text":
-        values |= {"query_pre_attn_scalar": 16, "sliding_window": 512}
-    if architecture == "mistral":
-        values["sliding_window"] = None
-    if architecture == "phi3":
-        values |= {"original_max_position_embeddings": 4096, "sliding_window": None}
-    return values
+    return values | OWN_FIELDS.get(architecture, {})
 
 
 def _trained_tokenizer() -> Tokenizer:

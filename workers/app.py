@@ -19,8 +19,8 @@ from olivepress.database.workers import WorkerFacts
 from olivepress.errors import OlivepressError, ServiceUnavailable
 from olivepress.queues import Ring, celery_app, queue_name, redis_client
 from olivepress.settings import Settings
-from olivepress.store.directory import DirectoryStore
-from workers import host, tasks
+from olivepress.store import open_store
+from workers import host, memory_allowance, tasks
 from workers.child import StepCode
 from workers.child_process import describe_toolchain, start_forkserver
 from workers.runtime import Runtime, watch_database
@@ -42,14 +42,16 @@ def serve(settings: Settings, code: StepCode | None = None) -> None:
     migrations.check(database)
     _release_the_dead(database, facts.host)
     with worker_directory(settings.workspaces, facts.id) as workspaces:
+        offer = host.offer_of(facts)
         runtime = Runtime(
             settings=settings,
             database=database,
-            store=DirectoryStore(settings.store),
+            store=open_store(settings),
             ring=Ring(redis_client(settings)),
-            offer=host.offer_of(facts),
+            offer=offer,
             workspaces=workspaces,
             code=code,
+            memory=memory_allowance.choose(offer.allowance_bytes),
         )
         with database.write() as session:
             worker_rows.register(session, facts)

@@ -18,36 +18,52 @@ from pathlib import Path
 
 import structlog
 
-from olivepress.database import steps, unblocking
+from olivepress.database import attempt_logs, steps, unblocking
+from olivepress.database.attempt_logs import Noted
+from olivepress.database.sessions import Session
 from olivepress.database.steps import Claim, Ending
 from olivepress.errors import OlivepressError, ServiceUnavailable, TransientError
 from olivepress.jobs import AttemptOutcome, StepId, StepKind
-from olivepress.steps import StepResult, artifacts_of, ingest_key, spec_of
+from olivepress.steps import Done, JobFacts, StepResult, artifacts_of, ingest_key, spec_of
+from workers import endings
+from workers.attempt_log import AttemptLog
 from workers.child import ChildRequest, Failure, Progress, Success
 from workers.child_process import ChildProcess
-from workers.endings import Ended, completed, ending_of, failed
+from workers.endings import Ended, completed, ending_of, failed, with_what_it_left
 from workers.identity import CheckpointWatch, base_of
 from workers.lease import Lease, LeaseLost
+from workers.memory_allowance import Grant
 from workers.runtime import Runtime
 from workers.steps import publish
 from workers.workspace import Workspace, attempt_workspace
 
 WAIT_FOR_MESSAGE_S = 0.2
-SAMPLE_MEMORY_EVERY_S = 0.5
+# Between a child's last word and the end of its process lies next to nothing.
+LAST_WORD_TO_END_S = 5.0
 log = structlog.get_logger(__name__)
 
 
 def run(step_id: StepId, runtime: Runtime) -> None:
     """Claim the step and see it through; a step that is not there to be claimed is nobody's error."""
-    with runtime.database.write() as session:
-        held = steps.claim(session, step_id, runtime.offer)
+    if runtime.shutdown.is_set():
+        return
+    asked_at = time.monotonic()
+    try:
+        with runtime.database.write() as session:
+            held = steps.claim(session, step_id, runtime.offer)
+    except ServiceUnavailable as error:
+        # The scheduler sends it again. If only the answer was lost, the lease gives it back.
+        log.warning("claim_given_up", step_id=step_id, error=str(error))
+        return
     if held is None:
         log.debug("step_not_claimed", step_id=step_id)
         return
     bound = log.bind(step_id=step_id, job_id=held.job_id, step=held.kind.value, attempt=held.attempt)
     bound.info("attempt_started")
+    lease = Lease(held, runtime, asked_at)
     try:
-        outcome = Attempt(held, runtime).run()
+        with lease.kept():
+            outcome = Attempt(held, runtime, lease).run()
     except LeaseLost as error:
         bound.warning("attempt_discarded", reason=str(error))
         return
@@ -56,15 +72,20 @@ def run(step_id: StepId, runtime: Runtime) -> None:
 
 
 class Attempt:
-    """One run of a claimed step."""
+    """One run of a claimed step.
 
-    def __init__(self, held: Claim, runtime: Runtime) -> None:
+    Raises:
+        LeaseLost: the database did not answer for most of the lease.
+    """
+
+    def __init__(self, held: Claim, runtime: Runtime, lease: Lease) -> None:
         self._held = held
         self._runtime = runtime
-        self._lease = Lease(held, runtime)
-        with runtime.database.read() as session:
-            self._job = unblocking.job_facts(session, held.job_id)
-            self._done = unblocking.done_steps(session, held.job_id)
+        self._lease = lease
+        self._job, self._done = lease.again(self._read_facts)
+        # What the child left in figures and words, once it has ended.
+        self._left: Ending | None = None
+        self._noted = Noted()
 
     def run(self) -> AttemptOutcome:
         """See the step through and write how it ended.
@@ -76,13 +97,17 @@ class Attempt:
             if self._held.kind is StepKind.PUBLISH:
                 return self._publish()
             return self._run_step()
-        except (ServiceUnavailable, LeaseLost):
+        except LeaseLost:
             raise
         except OlivepressError as error:
-            return self._fail(Ended(ending_of(error), may_retry=isinstance(error, TransientError)))
+            return self._fail(Ended(self._after(ending_of(error)), may_retry=isinstance(error, TransientError)))
         except Exception as error:  # The edge of the thread: a bug or a broken disk must not wait for the lease's end.
             log.exception("attempt_broke", step_id=self._held.step_id)
-            return self._fail(Ended(ending_of(error), may_retry=True))
+            return self._fail(Ended(self._after(ending_of(error)), may_retry=True))
+
+    def _read_facts(self) -> tuple[JobFacts, Done]:
+        with self._runtime.database.read() as session:
+            return unblocking.job_facts(session, self._held.job_id), unblocking.done_steps(session, self._held.job_id)
 
     def _run_step(self) -> AttemptOutcome:
         watch = CheckpointWatch(self._held.kind, self._job, self._done)
@@ -99,11 +124,13 @@ class Attempt:
             if ended.result is None:
                 return self._fail(ended)
             watch.check()
-            self._lease.keep(None, None)
+            self._lease.check()
             artifact = self._store_output(workspace)
         result = StepResult(ended.result | watch.facts(), artifact)
-        with runtime.database.write() as session:
-            is_ours = steps.succeed(
+
+        def succeed(session: Session) -> bool:
+            attempt_logs.note(session, self._held, self._noted)
+            return steps.succeed(
                 session,
                 self._held,
                 result,
@@ -112,7 +139,8 @@ class Attempt:
                 ending=ended.ending,
                 remember_as=remember_as,
             )
-        return _written(is_ours, AttemptOutcome.SUCCEEDED)
+
+        return self._lease.finish(AttemptOutcome.SUCCEEDED, succeed)
 
     def _ingest_key(self, identity: str) -> str:
         return ingest_key(identity, self._roots(), self._runtime.offer.fingerprint)
@@ -121,19 +149,25 @@ class Attempt:
         return [str(root) for root in self._runtime.settings.roots]
 
     def _recall(self, key: str) -> AttemptOutcome | None:
-        with self._runtime.database.write() as session:
-            known = unblocking.recall(session, key, self._runtime.store.has)
+        offer, has_artifact = self._runtime.offer, self._runtime.store.has
+        is_known = True
+
+        def recall(session: Session) -> bool:
+            nonlocal is_known
+            known = unblocking.recall(session, key, has_artifact)
+            is_known = known is not None
             if known is None:
-                return None
+                return True
             result = StepResult(known.result, known.artifact_digest)
-            is_ours = steps.succeed(
-                session, self._held, result, self._runtime.offer, self._runtime.store.has, reused_step_id=known.step_id
-            )
-        return _written(is_ours, AttemptOutcome.SUCCEEDED)
+            return steps.succeed(session, self._held, result, offer, has_artifact, reused_step_id=known.step_id)
+
+        outcome = self._lease.finish(AttemptOutcome.SUCCEEDED, recall)
+        return outcome if is_known else None
 
     def _publish(self) -> AttemptOutcome:
         runtime = self._runtime
-        with runtime.database.write() as session:
+
+        def publish_it(session: Session) -> bool:
             published = publish.publish(session, runtime.store, self._held.job_id, self._done)
             result = StepResult(
                 {"model": published.model_name, "number": published.number, "is_new": published.is_new},
@@ -142,7 +176,9 @@ class Attempt:
             if not steps.succeed(session, self._held, result, runtime.offer, runtime.store.has):
                 # Roll back: the version and the number are not ours to give.
                 raise LeaseLost("the lease ran out before the publication was written")
-        return AttemptOutcome.SUCCEEDED
+            return True
+
+        return self._lease.finish(AttemptOutcome.SUCCEEDED, publish_it)
 
     def _store_output(self, workspace: Workspace) -> str | None:
         if not any(workspace.output.iterdir()):
@@ -150,88 +186,99 @@ class Attempt:
         return self._runtime.store.put_directory(workspace.output).digest
 
     def _run_child(self, workspace: Workspace) -> Ended:
-        runtime = self._runtime
         inputs: dict[str, Path] = {}
         for name, digest in artifacts_of(self._held.kind, self._done).items():
             inputs[name] = workspace.inputs / name
-            runtime.store.materialise(digest, inputs[name])
+            self._runtime.store.materialise(digest, inputs[name])
+        if (must_end := self._must_end(0.0)) is not None:
+            return must_end
+        runtime, name = self._runtime, f"step-{self._held.step_id}-{self._held.fence}"
+        assert runtime.memory is not None
+        written = AttemptLog(workspace.log_file)
+        with runtime.memory.granted(name) as grant:
+            child = ChildProcess(self._request(workspace, inputs, grant))
+            try:
+                with (
+                    runtime.watchdog.guard(self._lease.deadline, lambda: self._lease.give_up(child.kill)),
+                    runtime.memory.watched(grant, child.keeper_pid, child.kill),
+                    self._lease.noting(lambda: _noted(written, grant)),
+                ):
+                    ended = self._listen(child)
+                    is_ending = ended.ending.outcome in (AttemptOutcome.SUCCEEDED, AttemptOutcome.FAILED)
+                    child.end(LAST_WORD_TO_END_S if is_ending else 0.0, grant.family)
+            finally:
+                child.end(family=grant.family)
+            written.finish()
+            self._noted = Noted(written.tail(), written.lines, grant.peak_bytes or None, child.cpu_s)
+            self._left = endings.spent(child, grant, self._noted)
+            return completed(ended, self._left, grant)
+
+    def _request(self, workspace: Workspace, inputs: dict[str, Path], grant: Grant) -> ChildRequest:
         spec = spec_of(self._held.kind, self._job, self._done)
         if self._held.kind is StepKind.INGEST:
             spec["roots"] = self._roots()
         if self._held.kind is StepKind.CONVERT:
             base = base_of(self._job)
             spec["base"] = str(base) if base else None
-        child = ChildProcess(
-            ChildRequest(
-                kind=self._held.kind,
-                code=runtime.code,
-                spec=spec,
-                inputs=inputs,
-                output=workspace.output,
-                scratch=workspace.scratch,
-                log_file=workspace.log_file,
-                exclusive_lock=runtime.settings.exclusive_lock,
-            )
+        return ChildRequest(
+            kind=self._held.kind,
+            code=self._runtime.code,
+            spec=spec,
+            inputs=inputs,
+            output=workspace.output,
+            scratch=workspace.scratch,
+            log_file=workspace.log_file,
+            exclusive_lock=self._runtime.settings.exclusive_lock,
+            control_group=grant.group,
         )
-        try:
-            ended = self._listen(child)
-        finally:
-            child.end()
-        return completed(ended, child, workspace.log_file)
 
     def _listen(self, child: ChildProcess) -> Ended:
         """Until the child has said how it went, or must be ended."""
-        started = sampled = time.monotonic()
-        phase: str | None = None
-        share: float | None = None
+        started = time.monotonic()
         while True:
             try:
                 message = child.receive(WAIT_FOR_MESSAGE_S)
             except EOFError:
+                # The watchdog may have ended it.
+                self._lease.check()
                 return Ended(Ending(AttemptOutcome.CRASHED), may_retry=True)
-            now = time.monotonic()
             if isinstance(message, Success):
                 return Ended(Ending(AttemptOutcome.SUCCEEDED, cpu_s=message.cpu_s), message.result)
             if isinstance(message, Failure):
                 return failed(message)
             if isinstance(message, Progress):
-                phase, share = message.phase, message.share
-            if now - sampled >= SAMPLE_MEMORY_EVERY_S:
-                child.sample_memory()
-                sampled = now
-            self._lease.keep(phase, share)
-            if (must_end := self._must_end(now - started)) is not None:
+                self._lease.show(message.phase, message.share)
+            self._lease.check()
+            if (must_end := self._must_end(time.monotonic() - started)) is not None:
                 return must_end
 
     def _must_end(self, running_s: float) -> Ended | None:
-        runtime = self._runtime
-        if self._held.step_id in runtime.cancelled:
-            return Ended(Ending(AttemptOutcome.CANCELLED))
+        if self._held.step_id in self._runtime.cancelled:
+            return endings.cancelled()
         if self._lease.must_let_go():
-            return Ended(Ending(AttemptOutcome.SHUTDOWN))
-        limit_s = runtime.settings.step_time_limit_s
-        if running_s > limit_s:
-            message = (
-                f"the step ran longer than its time limit of {limit_s:.0f} s; raise OLIVEPRESS_STEP_TIME_LIMIT_S or "
-                "look into the attempt's log for what it waits for"
-            )
-            ending = Ending(AttemptOutcome.TIME_LIMIT, error_class="TimeLimit", error_message=message)
-            return Ended(ending, may_retry=True)
-        return None
+            return endings.shut_down()
+        limit_s = self._runtime.settings.step_time_limit_s
+        return endings.too_long(limit_s) if running_s > limit_s else None
+
+    def _after(self, ending: Ending) -> Ending:
+        """An ending that came after the child's: with what that left."""
+        return with_what_it_left(ending, self._left) if self._left else ending
 
     def _fail(self, ended: Ended) -> AttemptOutcome:
         held, ending = self._held, ended.ending
-        with self._runtime.database.write() as session:
+
+        def fail(session: Session) -> bool:
+            if self._left is not None:
+                attempt_logs.note(session, held, self._noted)
             if ending.outcome is AttemptOutcome.CANCELLED:
-                is_ours = steps.cancel_running(session, held, ending)
-            elif ending.outcome is AttemptOutcome.SHUTDOWN:
-                is_ours = steps.hand_back(session, held, ending)
-            else:
-                is_ours = steps.fail(session, held, ending, may_retry=ended.may_retry)
-        return _written(is_ours, ending.outcome)
+                return steps.cancel_running(session, held, ending)
+            if ending.outcome is AttemptOutcome.SHUTDOWN:
+                return steps.hand_back(session, held, ending)
+            return steps.fail(session, held, ending, may_retry=ended.may_retry)
+
+        return self._lease.finish(ending.outcome, fail)
 
 
-def _written(is_ours: bool, outcome: AttemptOutcome) -> AttemptOutcome:
-    if not is_ours:
-        raise LeaseLost("the step was given to somebody else before its end was written")
-    return outcome
+def _noted(written: AttemptLog, grant: Grant) -> Noted:
+    written.read()
+    return Noted(written.tail(), written.lines, grant.peak_bytes or None, round(grant.cpu_s, 2))

@@ -3,6 +3,7 @@
 The worker imports this module too, to name `main`; nothing heavy is imported here, only in the child.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -19,7 +20,12 @@ from typing import Any
 from olivepress.errors import DiskFull, OlivepressError, TransientError
 from olivepress.jobs import StepKind
 from olivepress.lifetime import die_with_parent
+from workers import keeper
+from workers.out_of_memory import is_out_of_memory
 from workers.steps.context import StepContext
+
+# The kernel's choice when the machine runs out of memory: a step, not the worker that can tell of it.
+OOM_SCORE_ADJUSTMENT = 500
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class ChildRequest:
     scratch: Path
     log_file: Path
     exclusive_lock: Path
+    control_group: Path | None = None
+    """The cgroup in which it runs, where its memory is limited by one."""
 
 
 @dataclass(frozen=True)
@@ -70,22 +78,33 @@ class Failure:
     message: str
     may_retry: bool
     cpu_s: float
+    is_out_of_memory: bool = False
 
 
-def main(connection: Connection, request: ChildRequest) -> None:
-    """Run the step and send Progress, then Success or Failure. Never returns."""
-    os.setsid()
-    die_with_parent(_forkserver_pid())
-    _enter(request)
+def main(connection: Connection, report: Connection, request: ChildRequest) -> None:
+    """Keep a process in which the step runs. Never returns.
+
+    Args:
+        connection: the step sends Progress, then Success or Failure.
+        report: its keeper says that it runs, and how its process ended.
+    """
+    keeper.keep(report, _forkserver_pid(), lambda: _work(connection, request), connection)
+
+
+def _work(connection: Connection, request: ChildRequest) -> None:
+    exit_code = 1
     try:
-        answer: Success | Failure = _run(connection, request)
+        answer = _run(connection, request)
         sys.stdout.flush()
         sys.stderr.flush()
         connection.send(answer)
         connection.close()
+        exit_code = 0
+    except BaseException:  # The edge of the process: a step that calls sys.exit, a supervisor that does not listen.
+        traceback.print_exc()
     finally:
         # The libraries' threads and exit handlers have nothing left to do that anybody would miss.
-        os._exit(0)
+        os._exit(exit_code)
 
 
 def describe(connection: Connection, code: StepCode) -> None:
@@ -107,18 +126,20 @@ def _run(connection: Connection, request: ChildRequest) -> Success | Failure:
         report_progress=lambda phase, share: connection.send(Progress(phase, share)),
     )
     try:
+        _enter(request)
         step = import_module(f"{request.code.steps}.{request.kind.value}")
         return Success(step.run(request.spec, context), _cpu_s())
     except OlivepressError as error:
         logging.getLogger(__name__).error("%s: %s", type(error).__name__, error)
-        return Failure(type(error).__name__, str(error), isinstance(error, TransientError), _cpu_s())
+        may_retry = isinstance(error, TransientError)
+        return Failure(type(error).__name__, str(error), may_retry, _cpu_s(), is_out_of_memory(error))
     except Exception as error:  # The edge of the process: anything else is a bug, shown whole in the log.
         traceback.print_exc()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             message = f"no room is left in the workspace {request.scratch.parent}; free some disk space"
             return Failure(DiskFull.__name__, message, True, _cpu_s())
         message = f"{type(error).__name__}: {error}; this is not an error that olivepress knows: see the attempt's log"
-        return Failure(type(error).__name__, message, True, _cpu_s())
+        return Failure(type(error).__name__, message, True, _cpu_s(), is_out_of_memory(error))
 
 
 def _forkserver_pid() -> int:
@@ -132,6 +153,10 @@ def _enter(request: ChildRequest) -> None:
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
+    if request.control_group is not None:
+        (request.control_group / "cgroup.procs").write_text(str(os.getpid()))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJUSTMENT))
     os.chdir(request.scratch)
     places = {"HOME": "home", "TMPDIR": "tmp", "XDG_CACHE_HOME": "cache", "HF_HOME": "hub", "OLIVE_CACHE_DIR": "olive"}
     for variable, name in places.items():

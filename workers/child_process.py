@@ -3,15 +3,18 @@
 import contextlib
 import multiprocessing
 import os
-import signal
+import time
+from collections.abc import Iterable
 from multiprocessing import forkserver
-from multiprocessing.connection import Connection
+from multiprocessing.connection import wait
+from signal import SIGKILL, SIGTERM
 
-import psutil
+import structlog
 
 from olivepress.errors import RuntimeCrashed
 from olivepress.lifetime import WORKER_PID_VARIABLE
-from workers import child
+from workers import child, keeper
+from workers.process_tree import Member, descendants, is_same
 
 # Before any import of the libraries: afterwards they have read their environment. CI=true silences the Foundry runtime.
 OFFLINE = {
@@ -26,6 +29,8 @@ OFFLINE = {
 }
 END_WITHIN_S = 5.0
 
+log = structlog.get_logger(__name__)
+
 Message = child.Progress | child.Success | child.Failure
 
 
@@ -36,7 +41,9 @@ def start_forkserver(code: child.StepCode) -> None:
     """
     os.environ.update(OFFLINE)
     os.environ[WORKER_PID_VARIABLE] = str(os.getpid())
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["workers.forkserver", code.preload])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["workers.forkserver", "workers.child", code.preload]
+    )
     forkserver.ensure_running()
 
 
@@ -60,7 +67,9 @@ def describe_toolchain(code: child.StepCode) -> list[str]:
 
 
 class ChildProcess:
-    """One running child and everything that it started.
+    """One running step with its keeper and everything that it starts.
+
+    `kill` may be called from any thread; the rest belongs to the thread that made it.
 
     Raises:
         RuntimeCrashed: the forkserver is not there to fork it.
@@ -69,7 +78,8 @@ class ChildProcess:
     def __init__(self, request: child.ChildRequest) -> None:
         context = multiprocessing.get_context("forkserver")
         self._connection, theirs = context.Pipe(duplex=False)
-        self._process = context.Process(target=child.main, args=(theirs, request), daemon=True)
+        self._report, their_report = context.Pipe(duplex=False)
+        self._process = context.Process(target=child.main, args=(theirs, their_report, request), daemon=True)
         try:
             self._process.start()
         except (EOFError, OSError) as error:
@@ -78,45 +88,108 @@ class ChildProcess:
                 "log has the reason, and `olivepress doctor` what is installed"
             ) from error
         theirs.close()
-        self.peak_rss_bytes = 0
-
-    @property
-    def connection(self) -> Connection:
-        """What to wait on for messages."""
-        return self._connection
+        their_report.close()
+        assert self._process.pid is not None
+        self.keeper_pid: int = self._process.pid
+        self._step_pid: int | None = None
+        self._over: keeper.Over | None = None
+        self._is_kept = True
+        self._has_ended = False
 
     def receive(self, timeout_s: float) -> Message | None:
-        """The next message; None after the timeout.
+        """The next message; None after the timeout, or when there is none yet.
 
         Raises:
             EOFError: the child ended without saying how it went.
         """
-        if not self._connection.poll(timeout_s):
-            return None
-        message: Message = self._connection.recv()
-        return message
+        waited_for = [self._connection, *([self._report] if self._is_kept else [])]
+        ready = wait(waited_for, timeout_s)
+        if self._report in ready:
+            self._hear_keeper()
+        # Also when only its keeper was heard: what the step said last comes before its end.
+        if self._connection in ready or (self._is_over and self._connection.poll(0)):
+            try:
+                message: Message = self._connection.recv()
+            except OSError as error:
+                raise EOFError("the child ended in the middle of a message") from error
+            return message
+        if self._is_over:
+            raise EOFError("the child ended without a word")
+        return None
 
-    def sample_memory(self) -> None:
-        """Add the present RSS of the child and its descendants to the peak."""
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(self._process.pid)
-            family = [process, *process.children(recursive=True)]
-            total = 0
-            for member in family:
-                with contextlib.suppress(psutil.Error):
-                    total += member.memory_info().rss
-            self.peak_rss_bytes = max(self.peak_rss_bytes, total)
+    @property
+    def cpu_s(self) -> float | None:
+        """CPU seconds of all of it; known once it has ended, also if it was killed."""
+        return self._over.cpu_s if self._over else None
 
-    def end(self) -> None:
-        """Kill whatever is left of the child: its whole process group, and it itself if it had not made one yet."""
-        pid = self._process.pid
-        if pid is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
-        self._process.kill()
-        self._process.join(END_WITHIN_S)
-        self._connection.close()
-
+    @property
     def exit_code(self) -> int | None:
-        """The exit code after its end; negative: the signal that ended it."""
-        return self._process.exitcode
+        """After its end: the step's exit code. None: a signal ended it."""
+        if self._over:
+            return self._over.exit_code
+        code = self._process.exitcode
+        return code if code is not None and code >= 0 else None
+
+    @property
+    def signal(self) -> int | None:
+        """After its end: the signal that ended the step (or its keeper, with which it ends)."""
+        if self._over:
+            return self._over.signal
+        code = self._process.exitcode
+        return -code if code is not None and code < 0 else None
+
+    def kill(self) -> None:
+        """End the step's process group at once, and have its keeper end the rest. Waits for nothing."""
+        if self._has_ended:
+            return
+        if self._step_pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._step_pid, SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(self.keeper_pid, SIGTERM)
+
+    def end(self, patience_s: float = 0.0, family: Iterable[Member] = ()) -> None:
+        """See that nothing of it runs any more; one that may end by itself is given some seconds for it.
+
+        Args:
+            family: its processes as they were seen last, for the case that its keeper was killed.
+        """
+        if self._has_ended:
+            return
+        self._await_keeper(patience_s)
+        if not self._is_over:
+            self.kill()
+            self._await_keeper(END_WITHIN_S)
+        self._process.join(END_WITHIN_S if self._is_over else 0)
+        if self._process.exitcode is None:
+            log.error("child_does_not_end", keeper_pid=self.keeper_pid, step_pid=self._step_pid)
+            family = [*family, *descendants(self.keeper_pid)]
+            self._process.kill()
+            self._process.join(END_WITHIN_S)
+        self._has_ended = True
+        for member in family:
+            if is_same(member):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(member.pid, SIGKILL)
+        self._connection.close()
+        self._report.close()
+
+    @property
+    def _is_over(self) -> bool:
+        return self._over is not None or not self._is_kept
+
+    def _await_keeper(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not self._is_over and self._report.poll(max(0.0, deadline - time.monotonic())):
+            self._hear_keeper()
+
+    def _hear_keeper(self) -> None:
+        try:
+            message = self._report.recv()
+        except (EOFError, OSError):
+            self._is_kept = False
+            return
+        if isinstance(message, keeper.Started):
+            self._step_pid = message.pid
+        else:
+            self._over = message

@@ -14,9 +14,11 @@ from olivepress.database.workers import SEEN_EVERY_S, seen
 from olivepress.errors import ServiceUnavailable
 from olivepress.queues import Ring
 from olivepress.settings import Settings
-from olivepress.store.directory import DirectoryStore
+from olivepress.store import Store
 from workers.child import StepCode
 from workers.host import disk_free_bytes
+from workers.memory_allowance import MemoryAllowance
+from workers.watchdog import Watchdog
 
 POLL_CANCELLED_EVERY_S = 1.0
 log = structlog.get_logger(__name__)
@@ -28,7 +30,7 @@ class Runtime:
 
     settings: Settings
     database: Database
-    store: DirectoryStore
+    store: Store
     ring: Ring
     offer: Offer
     workspaces: Path
@@ -36,6 +38,12 @@ class Runtime:
     shutdown: threading.Event = field(default_factory=threading.Event)
     cancelled: set[int] = field(default_factory=set)
     """Ids of running steps whose job somebody cancelled; replaced, never changed, by `watch_database`."""
+    memory: MemoryAllowance | None = None
+    """What each step may use; unless given, the offer's allowance, held by looking."""
+    watchdog: Watchdog = field(default_factory=Watchdog)
+
+    def __post_init__(self) -> None:
+        self.memory = self.memory or MemoryAllowance(self.offer.allowance_bytes)
 
 
 def watch_database(runtime: Runtime, stop: threading.Event) -> None:

@@ -8,7 +8,7 @@ from fastapi import Depends, Query, Request
 
 from olivepress.database.sessions import Database
 from olivepress.settings import Settings
-from olivepress.store import DirectoryStore
+from olivepress.store import Store
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Parts:
     settings: Settings
     admin_key: str
     database: Database
-    store: DirectoryStore
+    store: Store
     ring: Callable[[], None]
     """Wakes the scheduler; called after a commit."""
 

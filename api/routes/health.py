@@ -1,6 +1,5 @@
-"""How the stack is: the open health check, the administrator's check of every part, recipes and workers."""
+"""How the stack is: the open health check, the administrator's check of every part, and the workers."""
 
-import shutil
 from collections.abc import Callable
 
 import httpx
@@ -9,8 +8,7 @@ from redis.exceptions import RedisError
 
 import olivepress
 from api.routes import Parts, Stack
-from api.schemas import Check, CheckStatus, Health, HealthStatus, Recipe, Worker
-from olivepress import recipes
+from api.schemas import Check, CheckStatus, Health, HealthStatus, Worker
 from olivepress.database import views
 from olivepress.database.tables import Json
 from olivepress.errors import OlivepressError, ServiceUnavailable
@@ -44,12 +42,6 @@ def health(stack: Stack) -> list[Check]:
     """Each part with what is wrong with it and what to do now; `olivepress doctor` shows this."""
     checks: list[Callable[[Parts], Check]] = [_scheduler, _workers, _redis, _flower, _store]
     return [_database(stack), *(_guarded(check, stack) for check in checks)]
-
-
-@router.get("/recipes", response_model=list[Recipe], summary="List the recipes")
-def list_recipes() -> list[Json]:
-    """What a checkpoint can be turned into."""
-    return [recipe.to_dict() for recipe in recipes.BUILT_IN.values()]
 
 
 @router.get("/workers", response_model=list[Worker], summary="List the workers")
@@ -130,10 +122,14 @@ def _flower(parts: Parts) -> Check:
 
 def _store(parts: Parts) -> Check:
     try:
-        free_bytes = shutil.disk_usage(parts.store.root).free
+        free_bytes = parts.store.free_bytes()
     except OSError as error:
-        return _fail("store", f"{parts.store.root}: {error.strerror}", "mount it, or set OLIVEPRESS_STORE_DIR")
-    detail = f"{parts.store.root} has {free_bytes / 1e9:.1f} GB free"
+        return _fail("store", f"{parts.store.name}: {error.strerror}", "mount it, or set OLIVEPRESS_STORE_DIR")
+    except ServiceUnavailable as error:
+        return _fail("store", str(error), "mend what it says")
+    if free_bytes is None:
+        return _ok("store", f"{parts.store.name} answers")
+    detail = f"{parts.store.name} has {free_bytes / 1e9:.1f} GB free"
     if free_bytes < LOW_DISK_BYTES:
         return Check(name="store", status=CheckStatus.WARN, detail=detail, what_now="free some space there")
     return _ok("store", detail)

@@ -53,13 +53,17 @@ class Commands(LazyGroup):
         "job": LazyCommand("olivepress.cli.jobs", "job", "Show a job: its steps, attempts, error and log.", JOBS),
         "cancel": LazyCommand("olivepress.cli.jobs", "cancel", "Cancel a job, or a whole batch.", JOBS),
         "inspect": LazyCommand("olivepress.cli.inspect", "inspect", "Say what a checkpoint is, without a stack.", JOBS),
-        "recipes": LazyCommand("olivepress.cli.recipes", "recipes", "List what a checkpoint can become.", JOBS),
+        "recipes": LazyCommand("olivepress.cli.recipes", "app", "List what a checkpoint can become.", JOBS),
         "models": LazyCommand("olivepress.cli.models", "models", "List models, or the versions of one.", MODELS),
         "install": LazyCommand("olivepress.cli.install", "install", "Install a version into Foundry Local.", MODELS),
         "up": LazyCommand("olivepress.cli.up", "up", "Run the whole stack on this machine.", STACK, "worker"),
         "demo": LazyCommand("olivepress.cli.demo", "demo", "Show the whole way on tiny models.", STACK, "worker"),
-        "backup": LazyCommand("olivepress.cli.backup", "backup", "Back up the database and keys.", STACK, "server"),
-        "restore": LazyCommand("olivepress.cli.backup", "restore", "Restore a backup.", STACK, "server"),
+        "backup": LazyCommand(
+            "olivepress.cli.backup", "backup", "Write the database and the keys to a file.", STACK, "server"
+        ),
+        "restore": LazyCommand(
+            "olivepress.cli.backup", "restore", "Load a backup into an empty database.", STACK, "server"
+        ),
         "service": LazyCommand("olivepress.cli.service", "app", "Run one service in the foreground.", STACK, "server"),
         "workers": LazyCommand("olivepress.cli.workers", "workers", "List the workers.", STACK),
         "retention": LazyCommand("olivepress.cli.retention", "retention", "Remove what is too old to keep.", STACK),

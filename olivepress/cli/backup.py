@@ -13,7 +13,7 @@ from olivepress.database.restore import Restored, restore_secrets
 from olivepress.database.restore import restore as restore_database
 from olivepress.database.sessions import Database
 from olivepress.settings import Settings
-from olivepress.store import DirectoryStore
+from olivepress.store import open_store
 
 # In the data directory; `olivepress up` makes them. Services that get their keys by variables have no such files.
 KEY_FILES = ("admin-key", "flower-password")
@@ -24,17 +24,18 @@ def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The backup to write, such as olivepress.tar.gz.")],
     as_json: AsJson = False,
 ) -> None:
-    """Write the database, the key files and the list of artifacts to one file.
+    """Write the database and the keys to a file.
 
-    Works on the database of OLIVEPRESS_DATABASE_URL, or that of the data directory, while the services run. The store's
-    content is not in it: copy the store's directory too. The file holds secrets; only its owner can read it.
+    With them goes a list of the artifacts that the store should have. Works on the database of
+    OLIVEPRESS_DATABASE_URL, or that of the data directory, while the services run. The store's content is not in it:
+    copy the store's directory too. The file holds secrets; only its owner can read it.
 
     [bold]Examples[/]
       olivepress backup /backups/olivepress-monday.tar.gz
       OLIVEPRESS_DATABASE_URL=postgresql+psycopg://… olivepress backup team.tar.gz --json
     """
     settings = Settings()
-    database, store = Database(settings.database), DirectoryStore(settings.store)
+    database, store = Database(settings.database), open_store(settings)
     secrets = [settings.data_dir / name for name in KEY_FILES if (settings.data_dir / name).is_file()]
     try:
         written = write_backup(database, file, store.has, secrets)
@@ -57,7 +58,7 @@ def backup(
         f"{file}: {sum(written.rows.values())} rows of {len(written.rows)} tables, {len(secrets)} key files, "
         f"the list of {written.artifacts} artifacts; {size(size_bytes)}"
     )
-    typer.echo(f"keep it secret, and copy the store beside it: {settings.store}", err=True)
+    typer.echo(f"keep it secret, and copy the store beside it: {store.name}", err=True)
 
 
 def restore(
@@ -67,17 +68,18 @@ def restore(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Load a backup into an empty database, of whichever kind, and bring it up to this release.
+    """Load a backup into an empty database.
 
-    Stop all services before. The whole file is checked before anything is written, and all of the database is written
-    or nothing. Steps that ran when the backup was made are queued again by the scheduler.
+    Of whichever kind; it is brought up to this release. Stop all services before. The whole file is checked before
+    anything is written, and all of the database is written or nothing. Steps that ran when the backup was made are
+    queued again by the scheduler.
 
     [bold]Examples[/]
       olivepress restore olivepress-monday.tar.gz
       OLIVEPRESS_DATABASE_URL=postgresql+psycopg://… olivepress restore laptop.tar.gz
     """
     settings = Settings()
-    database, store = Database(settings.database), DirectoryStore(settings.store)
+    database, store = Database(settings.database), open_store(settings)
     try:
         done = restore_database(database, file, store.has, replace=force)
     finally:
@@ -94,10 +96,10 @@ def restore(
             }
         )
         return
-    _tell(database.name, done, keys, settings)
+    _tell(database.name, done, keys, settings, store.name)
 
 
-def _tell(name: str, done: Restored, keys: dict[str, bool], settings: Settings) -> None:
+def _tell(name: str, done: Restored, keys: dict[str, bool], settings: Settings, store: str) -> None:
     typer.echo(f"{sum(done.backup.rows.values())} rows are in {name}")
     if done.revision != done.backup.revision:
         typer.echo(f"the schema was brought from '{done.backup.revision}' to '{done.revision}'")
@@ -111,7 +113,7 @@ def _tell(name: str, done: Restored, keys: dict[str, bool], settings: Settings) 
     if published:
         typer.echo(
             f"warning: {len(published)} artifacts of published versions cannot be installed: copy them to the "
-            f"store {settings.store}:",
+            f"store {store}:",
             err=True,
         )
         for artifact in published[:SHOWN_MISSING]:

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from olivepress.cli.tables import COLOURS, duration, state_text, step_text
+from olivepress.cli.tables import COLOURS, WAITS, duration, state_text, step_text
 from olivepress.client import Client
 from olivepress.errors import ServiceUnavailable
 from olivepress.jobs import FINAL_JOB_STATES, STEP_ORDER, JobState, StepState
@@ -143,6 +143,9 @@ class _Lines:
 
     def _show_change(self, job: Json) -> None:
         text = _job_line(job)
+        # The moment between two steps is nobody's news.
+        if text.endswith(WAITS):
+            return
         if self._seen.get(job["id"]) != text:
             self._seen[job["id"]] = text
             self.note(f"job {job['id']}  {job['name']}  {job['recipe']}  {text}")

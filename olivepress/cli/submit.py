@@ -7,11 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
+from olivepress.auto_opt import recipe_for
 from olivepress.cli.options import AsJson
 from olivepress.cli.output import connect, emit
 from olivepress.cli.watch import follow
 from olivepress.errors import BadManifest
-from olivepress.manifest import HUB_PREFIX, Manifest, load_manifest, parse_manifest, read_prompts
+from olivepress.manifest import (
+    HUB_PREFIX,
+    OLIVE_CONFIG,
+    Manifest,
+    load_manifest,
+    parse_manifest,
+    read_prompts,
+    read_workflow,
+)
+from olivepress.olive_config import input_path, recipe_of_workflow
 
 
 def submit(  # one parameter for each option
@@ -22,7 +32,18 @@ def submit(  # one parameter for each option
         Path | None, typer.Option(metavar="FILE", help="A batch.yaml instead of DIRs; options given here override it.")
     ] = None,
     recipe: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Repeat for several. Default: cpu-int4.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="NAME or NAME@VERSION; repeat for several. Default: cpu-int4."),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="PRECISION", help="int4, int8, fp16 or fp32: the built-in recipe of it.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="With --precision: cpu or gpu.")] = None,
+    provider: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With --precision: such as CPUExecutionProvider.")
+    ] = None,
+    olive_config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An Olive workflow of your own: its passes, as one more recipe.")
     ] = None,
     base: Annotated[str | None, typer.Option(metavar="DIR", help="The base of LoRA adapters.")] = None,
     name: Annotated[
@@ -50,11 +71,14 @@ def submit(  # one parameter for each option
       olivepress submit ./runs/support-en ./runs/support-fr
       olivepress submit ./runs/checkpoint-500 --name support-en --prompts support.jsonl
       olivepress submit ./lora/legal --base ./base --recipe cpu-int4 --recipe cpu-int8
+      olivepress submit ./runs/support-en --precision int4 --device cpu --provider CPUExecutionProvider
+      olivepress submit ./runs/support-en --olive-config finetuned_conversion_config.json
       olivepress submit --manifest batch.yaml --no-watch --json
     """
+    recipes = [*(recipe or []), *_of_precision(precision, device, provider), *_of_workflow(olive_config)]
     changes = _given(
         name=batch_name,
-        recipes=recipe or None,
+        recipes=recipes or None,
         prompts=read_prompts(prompts) if prompts else None,
         team=team,
         priority=priority,
@@ -67,7 +91,8 @@ def submit(  # one parameter for each option
             raise BadManifest("DIR, --base and --name do not go with --manifest; write them into its 'checkpoints'")
         wanted = _overridden(load_manifest(manifest), changes)
     else:
-        wanted = parse_manifest({"checkpoints": _entries(directories or [], base, name), **changes}, "the command line")
+        entries = _entries(directories or [], base, name, olive_config)
+        wanted = parse_manifest({"checkpoints": entries, **changes}, "the command line")
     with connect() as client:
         submitted = client.submit(wanted)
         accepted = f"batch {submitted['id']} with {_jobs(len(submitted['jobs']))}"
@@ -84,7 +109,33 @@ def _jobs(count: int) -> str:
     return "1 job" if count == 1 else f"{count} jobs"
 
 
-def _entries(directories: list[str], base: str | None, name: str | None) -> list[dict[str, Any]]:
+def _of_precision(precision: str | None, device: str | None, provider: str | None) -> list[str]:
+    """The recipe that stands for the options of `olive auto-opt`."""
+    if precision is None:
+        if device or provider:
+            raise BadManifest("--device and --provider go with --precision; add it, or name a --recipe instead")
+        return []
+    found = recipe_for(precision, device, provider)
+    target = found.execution_provider.value
+    typer.echo(f"--precision {precision} on {target.upper()} is the recipe {found.name}", err=True)
+    return [found.name]
+
+
+def _of_workflow(file: Path | None) -> list[dict[str, Any]]:
+    """The recipe of an Olive workflow, with what was translated said on standard error."""
+    if file is None:
+        return []
+    workflow = read_workflow(file)
+    for note in recipe_of_workflow(workflow, str(file)).notes:
+        typer.echo(f"{file.name}: {note}", err=True)
+    return [{OLIVE_CONFIG: workflow}]
+
+
+def _entries(
+    directories: list[str], base: str | None, name: str | None, olive_config: Path | None
+) -> list[dict[str, Any]]:
+    if not directories and olive_config and (path := input_path(read_workflow(olive_config))):
+        raise BadManifest(f"nothing to submit; name a checkpoint's DIR, such as the {path} that {olive_config} names")
     if not directories:
         raise BadManifest("nothing to submit; name a checkpoint's DIR, or a manifest with --manifest FILE")
     if name and len(directories) > 1:

@@ -11,6 +11,7 @@ from rich.text import Text
 from olivepress.jobs import JobState, StepState
 
 Json = dict[str, Any]
+WAITS = " waits"
 NOTHING = "–"
 COLOURS = {
     StepState.SUCCEEDED.value: "green",
@@ -262,7 +263,7 @@ def step_text(job: Json) -> str:
             if step["waits_for"]:
                 return f"{step['kind']} waits: {step['waits_for']}"
             again = f", attempt {step['attempt'] + 1}" if step["attempt"] else ""
-            return f"{step['kind']} waits{again}"
+            return f"{step['kind']}{WAITS}{again}"
     # No step failed, and yet the job did: its artifact was not good enough.
     return "gates"
 

@@ -105,7 +105,7 @@ class LogFollower:
             events.append({"event": "attempt", **who, "worker_id": row.worker_id, "started_at": row.started_at})
         seen = self._seen.setdefault(attempt_id, _Seen())
         if row.log_lines > seen.lines:
-            lines = row.log_tail.split("\n") if row.log_tail else []
+            lines = row.log_tail.split("\n") if row.log_tail is not None else []
             lines = lines[-(row.log_lines - seen.lines) :]
             first = row.log_lines - len(lines) + 1
             skipped = first - 1 - seen.lines

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import BatchRow, JobRow, PromptSetRow, StepRow
+from olivepress.database.upsert import upsert
 from olivepress.jobs import STEP_ORDER, BatchId, JobId, JobState, StepState, digest_of, rank
 from olivepress.manifest import CheckpointEntry, DomainPrompt, Manifest
 from olivepress.recipes import Recipe
@@ -37,17 +38,23 @@ def known_batch(session: Session, team: str, idempotency_key: str) -> tuple[Batc
 
 def insert_batch(
     session: Session, manifest: Manifest, wanted: list[WantedJob], idempotency_key: str | None
-) -> tuple[BatchId, list[JobId]]:
-    """Write a batch with its jobs and steps; the first step of each job is queued."""
+) -> tuple[BatchId, list[JobId]] | None:
+    """Write a batch with its jobs and steps; the first step of each job is queued.
+
+    Returns:
+        None if another submission of this team took the idempotency key first, also in this very moment.
+    """
     now = session.scalar(select(DatabaseNow())) or 0.0
-    batch = BatchRow(team=manifest.team, name=manifest.name, idempotency_key=idempotency_key, created_at=now)
-    session.add(batch)
-    session.flush()
+    values = {"team": manifest.team, "name": manifest.name, "idempotency_key": idempotency_key, "created_at": now}
+    new = upsert(session, BatchRow).values(values).on_conflict_do_nothing(index_elements=["team", "idempotency_key"])
+    batch_id = session.scalar(new.returning(BatchRow.id))
+    if batch_id is None:
+        return None
     shared_prompts = _store_prompts(session, manifest.prompts) if manifest.prompts else None
     recipes = {name: recipe.to_dict() for name, recipe in {job.recipe.name: job.recipe for job in wanted}.items()}
     rows = [
         {
-            "batch_id": batch.id,
+            "batch_id": batch_id,
             "team": manifest.team,
             "checkpoint_name": job.checkpoint_name,
             "checkpoint_path": job.entry.path,
@@ -68,8 +75,8 @@ def insert_batch(
     ]
     returning = insert(JobRow).returning(JobRow.id, sort_by_parameter_order=True)
     job_ids = list(session.scalars(returning, rows))
-    _insert_steps(session, batch.id, [_first_step(*pair) for pair in zip(job_ids, rows, strict=True)], now)
-    return BatchId(batch.id), [JobId(job_id) for job_id in job_ids]
+    _insert_steps(session, batch_id, [_first_step(*pair) for pair in zip(job_ids, rows, strict=True)], now)
+    return BatchId(batch_id), [JobId(job_id) for job_id in job_ids]
 
 
 def _insert_steps(session: Session, batch_id: int, first: list[dict[str, Any]], now: float) -> None:
@@ -117,7 +124,6 @@ def _first_step(job_id: int, job: dict[str, Any]) -> dict[str, Any]:
 def _store_prompts(session: Session, prompts: list[DomainPrompt]) -> str:
     values = [prompt.model_dump(mode="json", exclude_none=True) for prompt in prompts]
     digest = digest_of(values)
-    if session.get(PromptSetRow, digest) is None:
-        session.add(PromptSetRow(digest=digest, prompts=values))
-        session.flush()
+    row = {"digest": digest, "prompts": values}
+    session.execute(upsert(session, PromptSetRow).values(row).on_conflict_do_nothing(index_elements=["digest"]))
     return digest

@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import JobRow, StepRow
+from olivepress.database.unblocking import count_of, lock_waiting
 from olivepress.jobs import FINAL_JOB_STATES, JobState, StepState
 
 
@@ -16,7 +17,7 @@ def cancel_job(session: Session, job_id: int) -> None:
 def cancel_batch(session: Session, batch_id: int) -> None:
     """Ask for the end of all jobs of a batch that are not over."""
     query = select(JobRow.id).where(JobRow.batch_id == batch_id, JobRow.state.not_in(FINAL_JOB_STATES))
-    job_ids = list(session.scalars(query.order_by(JobRow.id).with_for_update()))
+    job_ids = list(session.scalars(query.order_by(JobRow.id)))
     # SQLite takes so many values in one statement.
     for start in range(0, len(job_ids), 10_000):
         _cancel(session, job_ids[start : start + 10_000])
@@ -35,6 +36,8 @@ def cancelled_steps(session: Session, worker_id: str) -> set[int]:
 def _cancel(session: Session, job_ids: list[int]) -> None:
     now = DatabaseNow()
     is_open = JobRow.id.in_(job_ids) & JobRow.state.not_in(FINAL_JOB_STATES)
+    lock_waiting(session, job_ids)
+    session.scalar(count_of(select(JobRow.id).where(is_open).order_by(JobRow.id).with_for_update()))
     session.execute(update(JobRow).where(is_open).values(cancel_requested=True))
     session.execute(
         update(StepRow)

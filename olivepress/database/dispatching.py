@@ -161,6 +161,10 @@ def _candidates(team: str, room: Room) -> Select[StepRow]:
 
 
 def _signalled(session: Session, chosen: dict[StepId, str]) -> list[Signal]:
+    # One that somebody changes right now is left to the next look: waiting for it could be waiting for each other.
+    free = select(StepRow.id).where(StepRow.id.in_(list(chosen)), StepRow.state == StepState.QUEUED)
+    locked = set(session.scalars(free.order_by(StepRow.id).with_for_update(skip_locked=True)))
+    chosen = {step_id: worker_id for step_id, worker_id in chosen.items() if step_id in locked}
     by_worker: dict[str, list[StepId]] = {}
     for step_id, worker_id in chosen.items():
         by_worker.setdefault(worker_id, []).append(step_id)

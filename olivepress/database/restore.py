@@ -114,7 +114,9 @@ def _verified(source: Path) -> Iterator[tuple[tarfile.TarFile, Backup]]:
             if isinstance(error, OSError) and error.errno is not None:
                 # It cannot be read: another matter than what is in it.
                 raise
-            raise PermanentError(f"{source} is no whole backup of olivepress: {error}; take another one") from error
+            # tarfile says over several lines what each of its readers thinks.
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":")
+            raise PermanentError(f"{source} is no whole backup of olivepress: {reason}; take another one") from error
         yield tar, backup
 
 

@@ -7,6 +7,7 @@ a second finish of what was committed finds no row and is discarded as a late on
 key, a publication its job; heartbeats, flags and leases say the same twice.
 """
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,6 +190,9 @@ def _translated() -> Iterator[None]:
 
 
 def _is_transient(error: DBAPIError) -> bool:
+    # SQLite calls a mistake in a statement operational too: its SQLITE_ERROR.
+    if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+        return False
     # psycopg's sqlstate; None in errors of the connection itself, and no such attribute on SQLite's.
     sqlstate = getattr(error.orig, "sqlstate", None)
     return (

@@ -16,7 +16,15 @@ from olivepress import jobs
 from olivepress.database import costs
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import AttemptRow, JobRow, RememberedRow, StepRow
-from olivepress.database.unblocking import HasArtifact, Offer, advance, cancel_waiting, done_steps, refresh_job
+from olivepress.database.unblocking import (
+    HasArtifact,
+    Offer,
+    advance,
+    cancel_waiting,
+    count_of,
+    done_steps,
+    refresh_job,
+)
 from olivepress.database.upsert import upsert
 from olivepress.database.workers import alive
 from olivepress.errors import NoRoom
@@ -302,6 +310,7 @@ def _more_memory(session: Session, held: Claim, ending: Ending) -> tuple[Ending,
 
 
 def _end_attempt(session: Session, held: Claim, ending: Ending) -> None:
+    measured = {"cpu_s": ending.cpu_s, "peak_rss_bytes": ending.peak_rss_bytes, "log_tail": ending.log_tail}
     session.execute(
         update(AttemptRow)
         .where(AttemptRow.step_id == held.step_id, AttemptRow.fence == held.fence)
@@ -311,11 +320,9 @@ def _end_attempt(session: Session, held: Claim, ending: Ending) -> None:
             signal=ending.signal,
             error_class=ending.error_class,
             error_message=ending.error_message,
-            # Of a worker that is gone they hold what it noted while the step ran.
-            cpu_s=func.coalesce(ending.cpu_s, AttemptRow.cpu_s),
-            peak_rss_bytes=func.coalesce(ending.peak_rss_bytes, AttemptRow.peak_rss_bytes),
-            log_tail=func.coalesce(ending.log_tail, AttemptRow.log_tail),
             finished_at=DatabaseNow(),
+            # Of a worker that is gone they hold what it noted while the step ran.
+            **{name: value for name, value in measured.items() if value is not None},
         )
     )
 
@@ -348,9 +355,11 @@ def _remember(session: Session, key: str, held: Claim, result: StepResult) -> No
 
 def _complete_twins(session: Session, held: Claim, result: StepResult) -> set[int]:
     """Steps of other jobs that waited for this key have their result now."""
+    twins = and_(StepRow.key == held.key, StepRow.state == StepState.QUEUED, StepRow.id != held.step_id)
+    session.scalar(count_of(select(StepRow.id).where(twins).order_by(StepRow.id).with_for_update()))
     change = (
         update(StepRow)
-        .where(StepRow.key == held.key, StepRow.state == StepState.QUEUED, StepRow.id != held.step_id)
+        .where(twins)
         .values(**_success_values(result, held.step_id), started_at=DatabaseNow())
         .returning(StepRow.job_id)
     )

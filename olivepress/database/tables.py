@@ -2,15 +2,29 @@
 
 batches 1─n jobs 1─n steps 1─n attempts          remembered: step key -> result
 models 1─n versions, models 1─n aliases n─1 versions
-prompt_sets, workers, leases, learned_costs stand alone
+prompt_sets, workers, leases, learned_costs, recipes stand alone
 """
 
+import re
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, MetaData, Text, UniqueConstraint, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Json = dict[str, Any]
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 # People write these ids down and messages carry them: SQLite would give that of a deleted last row again.
 NEVER_REUSED = {"sqlite_autoincrement": True}
@@ -20,6 +34,20 @@ def _index_where_set(column: str) -> Index:
     """An index of the rows of `steps` that have a value here."""
     is_set = text(f"{column} IS NOT NULL")
     return Index(f"ix_steps_{column}", column, sqlite_where=is_set, postgresql_where=is_set)
+
+
+class CleanText(TypeDecorator[str]):
+    """Text without what PostgreSQL cannot hold: a NUL and half of a surrogate pair become U+FFFD.
+
+    Tools print anything; an attempt must be ended whatever its log says.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """The text as it is stored."""
+        return _UNSTORABLE.sub("\ufffd", value) if value is not None else None
 
 
 class Table(DeclarativeBase):
@@ -33,7 +61,7 @@ class Table(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map: ClassVar[dict[Any, Any]] = {Json: JSON, list[Any]: JSON, str: Text}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {Json: JSON, list[Any]: JSON, str: CleanText}
 
 
 class BatchRow(Table):
@@ -263,6 +291,23 @@ class LearnedCostRow(Table):
     seconds_ratio: Mapped[float]
     attempts: Mapped[int]
     updated_at: Mapped[float]
+
+
+class RecipeRow(Table):
+    """A version of a team's own recipe. It never changes: a job keeps the one that it was submitted with anyway."""
+
+    __tablename__ = "recipes"
+    __table_args__ = (UniqueConstraint("team", "name", "version"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    team: Mapped[str]
+    name: Mapped[str]
+    version: Mapped[int]
+    digest: Mapped[str]
+    content: Mapped[Json]
+    created_at: Mapped[float]
+    removed_at: Mapped[float | None]
+    """Removed ones are not offered any more, stay readable, and keep their numbers."""
 
 
 class LeaseRow(Table):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.orm import Session
 
 from olivepress import jobs
@@ -73,7 +73,10 @@ def advance(session: Session, job_id: int, offer: Offer, has_artifact: HasArtifa
     job = session.get_one(JobRow, job_id)
     facts, done = job_facts(session, job_id), done_steps(session, job_id)
     blocked = session.scalars(
-        select(StepRow).where(StepRow.job_id == job_id, StepRow.state == StepState.BLOCKED).order_by(StepRow.position)
+        select(StepRow)
+        .where(StepRow.job_id == job_id, StepRow.state == StepState.BLOCKED)
+        .order_by(StepRow.id)
+        .with_for_update()
     ).all()
     for row in blocked:
         kind = StepKind(row.kind)
@@ -109,7 +112,7 @@ def rekey(session: Session, row: StepRow, offer: Offer, has_artifact: HasArtifac
 def refresh_job(session: Session, job_id: int) -> None:
     """Compute a job's state from its steps and store it."""
     session.flush()
-    job = session.get_one(JobRow, job_id, populate_existing=True)
+    job = session.get_one(JobRow, job_id, populate_existing=True, with_for_update=True)
     states = [StepState(state) for state in session.scalars(select(StepRow.state).where(StepRow.job_id == job_id))]
     state = jobs.job_state(states, gate_failed=job.error_class == GateFailed.__name__)
     job.state = state
@@ -118,8 +121,25 @@ def refresh_job(session: Session, job_id: int) -> None:
     session.flush()
 
 
+def lock_waiting(session: Session, job_ids: list[int]) -> None:
+    """Hold the steps of these jobs that did not start, so that nobody else moves them before the commit.
+
+    Everybody who changes states locks steps first, in the order of their ids, then jobs: else two of them could wait
+    for each other on PostgreSQL. On SQLite the one writer holds everything.
+    """
+    waiting = StepRow.state.in_([StepState.BLOCKED, StepState.QUEUED])
+    rows = select(StepRow.id).where(StepRow.job_id.in_(job_ids), waiting).order_by(StepRow.id).with_for_update()
+    session.scalar(count_of(rows))
+
+
+def count_of(rows: Select[int]) -> Select[int]:
+    """How many rows a query locks: locked in its order, without fetching them."""
+    return select(func.count()).select_from(rows.subquery())
+
+
 def cancel_waiting(session: Session, job_id: int) -> None:
     """The steps of a job that did not start are cancelled."""
+    lock_waiting(session, [job_id])
     session.execute(
         update(StepRow)
         .where(StepRow.job_id == job_id, StepRow.state.in_([StepState.BLOCKED, StepState.QUEUED]))

@@ -1,4 +1,4 @@
-"""Removes from a store what nothing refers to any more, beside writers and readers on other machines.
+"""Removes from a directory store what nothing refers to any more, beside writers and readers on other machines.
 
 Mark: the artifacts that somebody refers to stay, and the chunks of all artifacts that stay. Of the rest, what nobody
 renewed (wrote, put again, or was told that the store has it) since the *cutoff* goes: the time before the marking, less
@@ -38,6 +38,7 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from olivepress.errors import BadArtifact, NotFound
 from olivepress.store.directory import DirectoryStore
@@ -130,23 +131,8 @@ class Collector:
                 called after the cutoff is taken: a reference that it does not see yet was renewed after that.
             grace_s: how long ago an unreferenced file must have been renewed last.
         """
-        cutoff_ns = self.store.places.now_ns() - round(grace_s * NS_PER_S)
-        referenced = references()
-        seen = list(self.store.places.manifests())
-        doomed = [file for file in seen if file.sha256 not in referenced and file.renewed_ns < cutoff_ns]
-        if doomed and not any(file.sha256 in referenced for file in seen):
-            # A database that is new, restored halfway or another stack's must not cost everything.
-            problem = (
-                f"the database refers to none of the {len(seen)} artifacts in {self.store.root}, so nothing is removed "
-                "there; see that it is this store's database"
-            )
-            return StorePlan(cutoff_ns, [], [], problem)
-        try:
-            kept = self._chunks_of_all({*seen, *self._in_trash()} - set(doomed))
-        except (BadArtifact, NotFound) as error:
-            # Its chunks cannot be told from garbage, and it may yet be restored from a backup.
-            return StorePlan(cutoff_ns, doomed, [], f"no chunk is removed while a manifest cannot be read: {error}")
-        return StorePlan(cutoff_ns, doomed, list(self._old_chunks(kept, cutoff_ns)))
+        view = View(self.store.name, self.store.places, self._chunks_of_all, self.go_on)
+        return make_plan(view, references, grace_s, self._in_trash)
 
     def take_out(self, plan: StorePlan) -> TakenOut:
         """Moves what goes into the trash, unless somebody renewed it meanwhile."""
@@ -190,12 +176,6 @@ class Collector:
             if file.is_manifest:
                 chunks |= {chunk.sha256 for chunk in self.store.manifest(file.sha256).chunks()}
         return chunks
-
-    def _old_chunks(self, kept: AbstractSet[str], cutoff_ns: int) -> Iterator[StoredFile]:
-        for chunk in self.store.places.chunks():
-            self.go_on()
-            if chunk.renewed_ns < cutoff_ns and chunk.sha256 not in kept:
-                yield chunk
 
     def _move(self, files: list[StoredFile], batch: Path, cutoff_ns: int) -> Amount:
         moved = Amount()
@@ -252,6 +232,79 @@ class Collector:
         with contextlib.suppress(FileNotFoundError):
             file.path.rename(home)
             log.info("put back into the store, somebody relies on it: %s", home)
+
+
+class StoreCollector(Protocol):
+    """Collects a store; a run is `empty_trash`, `plan`, `take_out`, `empty_trash`."""
+
+    def plan(self, references: Callable[[], AbstractSet[str]], grace_s: float) -> StorePlan:
+        """What goes now; changes nothing. See `Collector.plan`."""
+
+    def take_out(self, plan: StorePlan) -> TakenOut:
+        """Takes out of use what goes, unless somebody renewed it meanwhile."""
+
+    def empty_trash(self) -> Emptied:
+        """Removes for good what was taken out and has settled, unless it was renewed since its cutoff."""
+
+    def trash(self) -> Amount:
+        """What was taken out and is not removed yet."""
+
+    def temporary(self) -> Amount:
+        """What dead writers left."""
+
+
+class Shelves(Protocol):
+    """What a store holds, and the clock that dates it."""
+
+    def now_ns(self) -> int:
+        """Now, by the clock that also dates the files."""
+
+    def manifests(self) -> Iterator[StoredFile]:
+        """The manifests that can be seen."""
+
+    def chunks(self) -> Iterator[StoredFile]:
+        """The chunks that can be seen."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A store as the marking sees it."""
+
+    name: str
+    shelves: Shelves
+    chunks_of_all: Callable[[Iterable[StoredFile]], set[str]]
+    go_on: Callable[[], None]
+
+
+def make_plan(
+    view: View,
+    references: Callable[[], AbstractSet[str]],
+    grace_s: float,
+    taken_out: Callable[[], Iterable[StoredFile]] = lambda: (),
+) -> StorePlan:
+    """The marking: see `Collector.plan`. `taken_out` gives what may yet be put back."""
+    cutoff_ns = view.shelves.now_ns() - round(grace_s * NS_PER_S)
+    referenced = references()
+    seen = list(view.shelves.manifests())
+    doomed = [file for file in seen if file.sha256 not in referenced and file.renewed_ns < cutoff_ns]
+    if doomed and not any(file.sha256 in referenced for file in seen):
+        # A database that is new, restored halfway or another stack's must not cost everything.
+        problem = (
+            f"the database refers to none of the {len(seen)} artifacts in {view.name}, so nothing is removed "
+            "there; see that it is this store's database"
+        )
+        return StorePlan(cutoff_ns, [], [], problem)
+    try:
+        kept = view.chunks_of_all({*seen, *taken_out()} - set(doomed))
+    except (BadArtifact, NotFound) as error:
+        # Its chunks cannot be told from garbage, and it may yet be restored from a backup.
+        return StorePlan(cutoff_ns, doomed, [], f"no chunk is removed while a manifest cannot be read: {error}")
+    chunks = []
+    for chunk in view.shelves.chunks():
+        view.go_on()
+        if chunk.renewed_ns < cutoff_ns and chunk.sha256 not in kept:
+            chunks.append(chunk)
+    return StorePlan(cutoff_ns, doomed, chunks)
 
 
 def amount(files: Iterable[StoredFile]) -> Amount:

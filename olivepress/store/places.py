@@ -16,6 +16,7 @@ class StoredFile:
     """A chunk or a manifest as it was seen: it may be gone by now."""
 
     path: Path
+    """In a bucket: its key."""
     size_bytes: int
     renewed_ns: int
     """Its modification time, in nanoseconds by the file system's clock: when somebody last wrote or relied on it."""

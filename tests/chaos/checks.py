@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tests.chaos.run import Outcome
 
 EVIDENCE = "evidence"
+SHOWN_ATTEMPTS = 4
 
 
 def all_of_it(stack: ChaosStack, plan: Plan, outcome: "Outcome") -> None:
@@ -195,14 +196,13 @@ def keep_evidence(stack: ChaosStack, directory: Path) -> None:
 
 def _rows_of(session: Session, job_id: int) -> str:
     """A job's steps and attempts, as a person reads them."""
+    of_step = ("state", "fence", "attempts", "worker_id", "reused_step_id", "run_at")
+    of_attempt = ("fence", "worker_id", "outcome", "signal", "error_message", "started_at", "finished_at")
     lines = []
     for step in session.scalars(select(StepRow).where(StepRow.job_id == job_id).order_by(StepRow.position)).all():
-        lines.append(
-            f"{step.kind} {_short(step, 'state', 'fence', 'attempts', 'worker_id', 'reused_step_id', 'run_at')}"
-        )
-        for attempt in session.scalars(select(AttemptRow).where(AttemptRow.step_id == step.id).order_by(AttemptRow.id)):
-            shown = ("fence", "worker_id", "outcome", "signal", "error_message", "started_at", "finished_at")
-            lines.append(f"    {_short(attempt, *shown)}")
+        lines.append(f"{step.kind} {_short(step, *of_step)}")
+        own = session.scalars(select(AttemptRow).where(AttemptRow.step_id == step.id).order_by(AttemptRow.fence)).all()
+        lines += [f"    {_short(attempt, *of_attempt)}" for attempt in own[-SHOWN_ATTEMPTS:]]
     return "".join(f"\n    {line}" for line in lines)
 
 

@@ -131,7 +131,7 @@ class Faults:
         """PostgreSQL: end connections on the server's side. SQLite: somebody else writes for seconds."""
         if self.stack.postgres:
             self._cut_connections()
-        elif self._begin("database"):
+        elif "frozen" not in self._busy and self._begin("database"):
             path = self.stack.database.engine.url.database or ""
             lock = sqlite3.connect(path, timeout=20, isolation_level=None)
             lock.execute("BEGIN IMMEDIATE")
@@ -150,8 +150,8 @@ class Faults:
     def step_clock(self) -> None:
         """The database's clock steps: all times that it gave move against it."""
         by_s = self.chance.uniform(-2, 2) * self.stack.lease_s
-        if "database" in self._busy:
-            # Who holds SQLite's lock is this very thread.
+        if self.stack.postgres is None and self._busy & {"database", "frozen"}:
+            # Whoever holds SQLite's lock waits for this very thread to let it go (on).
             return
         with contextlib.suppress(ServiceUnavailable), self.stack.database.write() as session:
             for column in (StepRow.lease_expires_at, StepRow.signaled_at, WorkerRow.seen_at, LeaseRow.expires_at):
@@ -179,12 +179,14 @@ class Faults:
     def freeze_worker(self) -> None:
         """Stop a worker's process past its lease, and let it go on: what it has to say then must be void."""
         worker = self._one_that_runs("worker")
-        if worker is None or not self._begin(worker.name):
+        if worker is None or not self._begin("frozen"):
             return
+        self._busy.add(worker.name)
         worker.signal(signal.SIGSTOP)
         self.counts["worker frozen past its lease"] += 1
         after_s = self.stack.lease_s * self.chance.uniform(1.1, 2.0)
         self._repair(worker.name, after_s, lambda: worker.signal(signal.SIGCONT))
+        self._repair("frozen", after_s, lambda: None)
 
     def stop_worker(self) -> None:
         """Ask a worker to end, as an administrator does; it must do so by itself."""

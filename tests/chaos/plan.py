@@ -1,7 +1,7 @@
 """What is submitted: batches of several teams, decided by the seed, and how each of their jobs must end."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,10 @@ class Plan:
     def jobs(self) -> int:
         """How many jobs these are."""
         return sum(len(batch.checkpoints) * len(batch.recipes) for batch in self.batches)
+
+    def without_cancels(self) -> "Plan":
+        """The same, and nobody changes his mind."""
+        return Plan([replace(batch, cancel_after_s=None) for batch in self.batches])
 
     def endings(self, batch: PlannedBatch, path: str) -> tuple[set[JobState], str | None]:
         """States in which a job of this batch and checkpoint may end, and the error class if it fails."""

@@ -52,7 +52,7 @@ class Submitter(threading.Thread):
     def __init__(self, stack: ChaosStack, plan: Plan, seconds: float) -> None:
         super().__init__(name="submitter", daemon=True)
         self._stack, self._plan, self._seconds = stack, plan, seconds
-        self._started = time.monotonic()
+        self._begun = time.monotonic()
         self.hurry = threading.Event()
         """Set: the rest is submitted at once."""
         self.give_up = threading.Event()
@@ -63,7 +63,7 @@ class Submitter(threading.Thread):
         to_cancel: list[tuple[float, int]] = []
         try:
             for batch in self._plan.batches:
-                self._wait_until(self._started + batch.at_share * self._seconds)
+                self._wait_until(self._begun + batch.at_share * self._seconds)
                 batch_id = self._submit(batch)
                 if batch.cancel_after_s is not None:
                     to_cancel.append((time.monotonic() + batch.cancel_after_s, batch_id))
@@ -120,10 +120,13 @@ def run(directory: Path, plan: Plan, kind: str, seed: int, seconds: float, lease
         submitter.give_up.set()
         outcome.problems += faults.problems + settled
         outcome.problems += checks.no_strays(stack, STRAYS_GONE_WITHIN_S)
+        for process in stack.strays():
+            process.kill()
         for name, code in end(stack).items():
             if code != 0:
                 last = stack.services[name].last_lines()
                 outcome.problems.append(f"{name} ended with {code} when it was asked to stop:\n{last}")
+        outcome.problems += checks.no_strays(stack, STRAYS_GONE_WITHIN_S)
         outcome.rescue_s = rescue_times(stack.database, faults.killed_workers)
         outcome.faults, outcome.left_after_s = faults.counts, faults.left_after_s
         checks.all_of_it(stack, plan, outcome)

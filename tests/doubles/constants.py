@@ -4,6 +4,10 @@ The product has no setting for them. They are set here before a service is impor
 name.
 """
 
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
 from olivepress import jobs
 from olivepress.database import workers
 
@@ -27,11 +31,15 @@ def shorten(lease_s: float) -> None:
 
 def shorten_scheduler(lease_s: float) -> None:
     """The same for the times that are the scheduler's own."""
-    from scheduler import app, leader
-
+    app, leader = import_module("scheduler.app"), import_module("scheduler.leader")
     share = lease_s / LEASE_S
     leader.LEASE_S = max(2.0, leader.LEASE_S * share)
-    app.RESCUE_EVERY_S *= share
+    make_duties = app.Scheduler._make_duties
+
+    def shortened(self: Any, settings: Any) -> list[Any]:
+        return [replace(duty, every_s=duty.every_s * share) for duty in make_duties(self, settings)]
+
+    app.Scheduler._make_duties = shortened
 
 
 def never_give_up() -> None:

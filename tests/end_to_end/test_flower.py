@@ -210,13 +210,16 @@ def test_every_task_is_shown_as_what_it_does_to_which_checkpoint_by_which_recipe
 def test_a_message_itself_holds_a_step_id_and_nothing_else(stack: Stack, batch: Batch) -> None:
     with stack.database.read() as session:
         kinds = {row.id: row.kind for row in session.scalars(select(StepRow))}
+    sent = set()
     for message in batch.messages:
         arguments, named, embedded = json.loads(base64.b64decode(message["body"]))
         (step_id,) = arguments
-        assert message["headers"]["task"] == task_name(StepKind(kinds.pop(step_id)))
+        assert message["headers"]["task"] == task_name(StepKind(kinds[step_id]))
         assert named == {}
         assert not any(embedded.values())
-    assert not kinds, "every step was sent once"
+        sent.add(step_id)
+    # At least once: a step that waits at a busy worker is sent to one that has become idle.
+    assert sent == set(kinds)
 
 
 def test_the_page_of_tasks_has_the_columns_that_people_ask_for(stack: Stack) -> None:

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from olivepress.checkpoint_files import hash_file, relevant_files
-from olivepress.recipes import recipe_named
+from olivepress.recipes import Recipe, recipe_named
 from workers.steps import convert
 from workers.steps.context import StepContext
 
@@ -31,7 +31,7 @@ MODEL_FILES = {
 
 def run_convert(
     source: Path,
-    recipe: str,
+    recipe: str | Recipe,
     workspace: Path,
     base: Path | None = None,
     report_progress: Callable[[str, float], None] = lambda phase, share: None,
@@ -53,7 +53,7 @@ def run_convert(
             "files": _hashed_files(source),
             "base": {"files": _hashed_files(base)} if base else None,
         },
-        "build": recipe_named(recipe).build_options(),
+        "build": (recipe_named(recipe) if isinstance(recipe, str) else recipe).build_options(),
     }
     return convert.run(spec, context)
 

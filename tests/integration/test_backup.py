@@ -153,7 +153,6 @@ def test_ids_that_were_given_are_not_given_again_after_a_restore(
     claimed(target, new, StepKind.INGEST)
 
 
-@pytest.mark.parametrize("database_kind", BOTH, indirect=True)
 def test_a_step_that_ran_at_the_backup_is_rescued_after_the_restore_and_its_worker_is_not_believed(
     database: Database, target: Database, file: Path
 ) -> None:
@@ -170,7 +169,6 @@ def test_a_step_that_ran_at_the_backup_is_rescued_after_the_restore_and_its_work
         assert not steps.heartbeat(session, held, None, None)
 
 
-@pytest.mark.parametrize("database_kind", BOTH, indirect=True)
 def test_a_lease_of_a_scheduler_does_not_outlive_a_restore(database: Database, target: Database, file: Path) -> None:
     with database.write() as session:
         workers.take_lease(session, "scheduler", "one", 3600)
@@ -270,7 +268,7 @@ def test_a_changed_member_is_found_before_anything_is_written(database: Database
     assert contents(database) == before
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
 def test_a_file_that_ends_too_early_is_refused(database: Database, file: Path, share: float) -> None:
     fill(database)
     backed_up(database, file)

@@ -3,17 +3,21 @@
 import random
 import threading
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select, update
 
 from olivepress import jobs
-from olivepress.database import steps
+from olivepress.database import cancelling, dispatching, steps, workers
 from olivepress.database.sessions import Database, DatabaseNow
 from olivepress.database.steps import Claim, Ending
 from olivepress.database.tables import AttemptRow, JobRow, StepRow
 from olivepress.database.unblocking import Offer
 from olivepress.jobs import AttemptOutcome, JobState, StepId, StepKind, StepState
+from olivepress.manifest import parse_manifest
+from olivepress.placement import Fairness
+from olivepress.submission import submit
 from tests.integration.database_cases import (
     OFFER,
     OTHER,
@@ -24,6 +28,7 @@ from tests.integration.database_cases import (
     step_of,
     submit_paths,
     succeed,
+    worker_facts,
 )
 
 pytestmark = on_both_databases
@@ -88,6 +93,82 @@ def test_sixteen_workers_at_once_finish_every_step_exactly_once(database: Databa
         assert session.scalar(ran) == session.scalar(select(func.count()).select_from(AttemptRow))
 
 
+def test_cancels_rescues_and_dispatch_do_not_disturb_the_workers(database: Database) -> None:
+    job_ids = submit_paths(database, *(f"/models/{number}" for number in range(6)), recipes=["cpu-int4", "cpu-int8"])
+    with database.write() as session:
+        workers.register(session, worker_facts(slots=8))
+    stop = threading.Event()
+
+    def work(number: int) -> None:
+        offer = Offer(f"worker-{number}", OFFER.fingerprint, OFFER.timed_fingerprint)
+        dice = random.Random(number)
+        while not is_over(database):
+            for step, _, _ in dice.sample(found := waiting(database), len(found)):
+                with database.write() as session:
+                    held = steps.claim(session, step, offer)
+                if held:
+                    end(held, offer, dice)
+        stop.set()
+
+    def end(held: Claim, offer: Offer, dice: random.Random) -> None:
+        with database.write() as session:
+            is_cancelled = held.step_id in cancelling.cancelled_steps(session, offer.worker_id)
+        if is_cancelled:
+            with database.write() as session:
+                steps.cancel_running(session, held, Ending(AttemptOutcome.CANCELLED))
+        elif dice.random() < 0.1:
+            # It dies: its lease runs out.
+            with database.write() as session:
+                late = DatabaseNow() - 1
+                session.execute(update(StepRow).where(StepRow.id == held.step_id).values(lease_expires_at=late))
+        else:
+            succeed(database, held, offer=offer)
+
+    def cancel() -> None:
+        for job in job_ids[::3]:
+            with database.write() as session:
+                cancelling.cancel_job(session, job)
+
+    def schedule() -> None:
+        fairness = Fairness()
+        while not stop.wait(0.01):
+            with database.write() as session:
+                steps.rescue(session)
+                # Retries need not wait here.
+                late = select(StepRow.id).where(StepRow.state == StepState.QUEUED, StepRow.run_at > DatabaseNow())
+                ids = session.scalars(late.with_for_update(skip_locked=True)).all()
+                session.execute(update(StepRow).where(StepRow.id.in_(ids)).values(run_at=0.0))
+            with database.write() as session:
+                dispatching.next_signals(session, fairness, 1.0)
+
+    at_once([*(lambda number=number: work(number) for number in range(6)), cancel, schedule])  # type: ignore[misc]
+    with database.read() as session:
+        rows = session.scalars(select(JobRow)).all()
+        assert {row.state for row in rows} <= {JobState.SUCCEEDED, JobState.CANCELLED, JobState.FAILED}
+        for row in rows:
+            states = session.scalars(select(StepRow.state).where(StepRow.job_id == row.id)).all()
+            assert jobs.job_state([StepState(state) for state in states]) == row.state
+        unended = select(func.count()).where(AttemptRow.finished_at.is_(None))
+        assert session.scalar(unended) == 0
+
+
+def test_of_a_cancel_and_a_claim_at_the_same_moment_both_happen(database: Database) -> None:
+    for number in range(10):
+        (job,) = submit_paths(database, f"/models/{number}")
+
+        def cancel(job: int = job) -> None:
+            with database.write() as session:
+                cancelling.cancel_job(session, job)
+
+        at_once([cancel, lambda job=job: claim(database, job, StepKind.INGEST)])  # type: ignore[misc]
+        row, step = job_of(database, job), step_of(database, job, StepKind.INGEST)
+        assert row.cancel_requested
+        assert (row.state, step.state) in [
+            (JobState.CANCELLED, StepState.CANCELLED),
+            (JobState.RUNNING, StepState.RUNNING),
+        ]
+
+
 def test_two_steps_of_one_key_that_are_claimed_at_once_run_once(database: Database) -> None:
     first, second = submit_paths(database, "/models/a", "/models/b")
     for job in (first, second):
@@ -100,6 +181,18 @@ def test_two_steps_of_one_key_that_are_claimed_at_once_run_once(database: Databa
 
     at_once([lambda: take(first, OFFER), lambda: take(second, OTHER)])
     assert len(won) == 1
+
+
+def test_two_submissions_with_one_key_at_once_are_one_batch(database: Database) -> None:
+    found = list[list[int]]()
+
+    manifest = parse_manifest({"checkpoints": [{"path": "/models/a"}]})
+
+    def submit_it() -> None:
+        found.append(list(submit(database, manifest, [Path("/")], idempotency_key="monday").job_ids))
+
+    at_once([submit_it] * 4)
+    assert len({tuple(ids) for ids in found}) == 1
 
 
 def test_a_retry_waits_longer_each_time_and_not_all_wait_equally_long(database: Database) -> None:

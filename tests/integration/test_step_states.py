@@ -314,3 +314,12 @@ def test_one_scheduler_leads_until_its_lease_runs_out(database: Database) -> Non
     assert take("one", lease_s=-1)
     assert take("two")
     assert not take("one")
+
+
+def test_an_attempt_is_ended_whatever_its_log_holds(database: Database) -> None:
+    (job,) = submit_paths(database, "/models/a")
+    held = claimed(database, job, StepKind.INGEST)
+    ending = Ending(AttemptOutcome.FAILED, error_class="E", error_message="a\x00b", log_tail="half \ud83d of a pair")
+    with database.write() as session:
+        assert steps.fail(session, held, ending, may_retry=False)
+    assert job_of(database, job).error_message == "ingest: a\ufffdb"

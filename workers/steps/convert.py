@@ -1,5 +1,6 @@
 """The step that turns a checkpoint, or an adapter and its base, into an ONNX model directory."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from workers.steps.context import StepContext
 from workers.toolchains import adapters, olive, parity
 from workers.toolchains.conversion import Conversion
 
+log = logging.getLogger(__name__)
+
 # Shares of the step's time at which its phases end (measured on 494 M parameters).
 MERGED, BUILT = 0.15, 0.75
 
@@ -19,18 +22,23 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
 
     Args:
         spec: `path`, `base` (or None), `ingest` (the result of the ingest step), `build` (what
-            `Recipe.build_options` gives).
+            `Recipe.build_options` gives), `recipe_notes` (sentences for the log).
 
     Returns:
         `parity`, how the model agrees with its source (see `parity.Agreement`), and `notes`, sentences.
 
     Raises:
         UnsupportedArchitecture: the builder does not know the model.
+        NoRoom: it is for an execution provider that no worker builds for.
+        BadRecipe: a pass of Olive cannot run here.
         ConversionFailed: no model came out, or one that does not say what its source says.
         DiskFull: no room in the workspace.
         CheckpointChanged: the files are not the ones that were ingested.
     """
     directory, base = Path(spec["path"]), Path(spec["base"]) if spec["base"] else None
+    for note in spec.get("recipe_notes", ()):
+        log.info("recipe: %s", note)
+    olive.refuse_unbuildable(spec["build"])
     olive.refuse_unsupported(spec["ingest"]["architecture"])
     source, done = directory, 0.0
     if base is not None:

@@ -10,13 +10,13 @@ from olivepress.foundry import INFERENCE_MODEL_FILE, SUMS_FILE, fitting, inferen
 from olivepress.jobs import StepKind, digest_of
 from olivepress.recipes import Recipe
 from olivepress.steps import Done
-from olivepress.store.directory import DirectoryStore
+from olivepress.store import Store
 from olivepress.store.manifest import Manifest
 
 PROVENANCE_FILE = "olivepress.json"
 
 
-def publish(session: Session, store: DirectoryStore, job_id: int, done: Done) -> Published:
+def publish(session: Session, store: Store, job_id: int, done: Done) -> Published:
     """Publish what the job's steps made; the caller commits, or rolls all of it back."""
     job = published_job(session, job_id)
     package = store.manifest(done[StepKind.PACKAGE].artifact_digest or "")

@@ -1,5 +1,6 @@
 """The Olive pass that drives the onnxruntime-genai model builder, in place of Olive 0.13's own `ModelBuilder`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from olive.passes.olive_pass import PassConfigParam
 from olive.passes.pass_config import BasePassConfig
 from onnxruntime_genai.models import builder
 
-from workers.toolchains import mends
+from workers.toolchains import half, mends
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
+FP16, FP32 = "fp16", "fp32"
 
 
 class ModelBuilder(Pass):
@@ -26,7 +28,7 @@ class ModelBuilder(Pass):
     @classmethod
     def _default_config(cls, accelerator_spec: AcceleratorSpec) -> dict[str, PassConfigParam]:
         return {
-            "precision": PassConfigParam(type_=str, required=True, description="int4, int8 or fp32"),
+            "precision": PassConfigParam(type_=str, required=True, description="int4, int8, fp16 or fp32"),
             "extra_options": PassConfigParam(
                 type_=dict[str, str], default_value={}, description="the builder's KEY=VALUE options"
             ),
@@ -49,7 +51,7 @@ class ModelBuilder(Pass):
             "model_name": source,
             "input_path": source,
             "output_dir": str(directory),
-            "precision": config.precision,
+            "precision": FP32 if config.precision == FP16 else config.precision,
             "execution_provider": "cpu",
             "cache_dir": config.builder_cache,
         }
@@ -57,6 +59,7 @@ class ModelBuilder(Pass):
             **settings, extra_options=[f"{key}={value}" for key, value in config.extra_options.items()]
         )
         mends.mend_config(options["hf_details"]["hf_config"])
-        builder.create_model(**settings, **options)
+        with half.storing_half() if config.precision == FP16 else nullcontext():
+            builder.create_model(**settings, **options)
         beside = sorted(str(path) for path in directory.iterdir() if not path.name.startswith(MODEL_FILE))
         return ONNXModelHandler(directory, onnx_file_name=MODEL_FILE, model_attributes={"additional_files": beside})

@@ -22,6 +22,7 @@ def mend_config(config: PreTrainedConfig) -> None:
     _mark_windowed_layers(config)
     _flatten_rope_by_layer_type(config)
     _agree_on_original_context(config)
+    _name_the_epsilon(config)
 
 
 def _mark_windowed_layers(config: PreTrainedConfig) -> None:
@@ -53,11 +54,20 @@ def _agree_on_original_context(config: PreTrainedConfig) -> None:
         config.original_max_position_embeddings = config.max_position_embeddings
 
 
+def _name_the_epsilon(config: PreTrainedConfig) -> None:
+    # Phi and Nemotron call the epsilon of their norms otherwise; the builder then takes a tenth of what they have.
+    if not hasattr(config, "rms_norm_eps"):
+        names = (name for name in ("norm_eps", "layer_norm_eps", "layer_norm_epsilon") if hasattr(config, name))
+        if name := next(names, None):
+            config.rms_norm_eps = getattr(config, name)
+
+
 def builder_mended() -> AbstractContextManager[None]:
     """The builder with its own mistakes put right, for the length of a conversion."""
     return replaced(
         # It would stamp the git revision of whatever repository surrounds the virtual environment into the model.
         (builder.Model, "get_genai_commit", classmethod(lambda cls: None)),
+        (builder.Model, "load_weights", _load_weights),
         (builder.Model, "make_tied_embeddings_init", _tie_embeddings),
         (builder.Model, "make_tied_quantized_embedding_input_names", _names_of_tied_weights),
         (builder.Model, "make_rope_init", _rope),
@@ -66,6 +76,24 @@ def builder_mended() -> AbstractContextManager[None]:
         (builder.SmolLM3Model, "make_attention", _attention_with_or_without_rope),
         (weight_only, "make_matmul_weight_only_node", _matmul_node),
     )
+
+
+_original_load_weights = builder.Model.load_weights
+
+
+def _load_weights(model: builder.Model, input_path: str) -> torch.nn.Module:
+    """Vectors in fp32, so that what the builder adds to them (Gemma and Nemotron: 1 to each norm) rounds nothing.
+
+    Here too, for it is the first call after the model's own set-up: factors that the builder rounds.
+    """
+    if model.embed_attrs["scale"] == np.round(np.sqrt(model.hidden_size), decimals=2):
+        # Gemma: the builder cuts it to two decimals.
+        model.embed_attrs["scale"] = float(np.sqrt(model.hidden_size))
+    weights = _original_load_weights(model, input_path)
+    for parameter in weights.parameters():
+        if parameter.dim() == 1 and parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    return weights
 
 
 _original_tie_embeddings = builder.Model.make_tied_embeddings_init

@@ -1,0 +1,393 @@
+"""Recipes as people write them: a mapping in YAML or JSON, checked, and written back. Pure but for `read_mapping`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from olivepress.errors import BadRecipe
+from olivepress.jobs import digest_of
+from olivepress.recipes import (
+    BLOCK_SIZES,
+    BUILT_IN,
+    DEFAULT_ACCURACY_LEVEL,
+    KEPT_IN_8_BITS,
+    MIXED_PRECISION_PARTS,
+    Algorithm,
+    ExecutionProvider,
+    FoundrySettings,
+    GateLimits,
+    OlivePasses,
+    Precision,
+    Recipe,
+)
+
+SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+UNNAMED_VERSION = 0
+MAX_BYTES = 2**20
+# Only what rounds weights to few bits has these.
+QUANTIZATION_KEYS = (
+    "block_size",
+    "is_symmetric",
+    "algorithm",
+    "accuracy_level",
+    "mixed_precision",
+    "nodes_to_exclude",
+)
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+
+
+class _Mapping(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class FoundryKeys(_Mapping):
+    """Generation defaults that the published model carries."""
+
+    max_length: Annotated[Count, Field(ge=16, le=2**24)] = FoundrySettings.max_length
+    """Tokens of prompt and answer together."""
+    temperature: Annotated[Number, Field(ge=0, le=2)] = FoundrySettings.temperature
+    """0: always the likeliest token."""
+    top_p: Annotated[Number, Field(gt=0, le=1)] = FoundrySettings.top_p
+    repetition_penalty: Annotated[Number, Field(ge=0.1, le=10)] = FoundrySettings.repetition_penalty
+
+
+class GateKeys(_Mapping):
+    """Limits that keep a bad model from being published."""
+
+    certificate_required: Flag = GateLimits.certificate_required
+    min_prompts_passed: Annotated[Number, Field(ge=0, le=1)] | None = GateLimits.min_prompts_passed
+    """Share of the domain prompts with an expectation that must be met; null: no limit."""
+
+
+class PassKeys(_Mapping):
+    """A pass of Olive and its options, in Olive's words."""
+
+    type: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]{0,63}$", examples=["OnnxDynamicQuantization"])]
+    config: dict[str, Any] = {}
+
+
+class PassesKeys(_Mapping):
+    """Passes of Olive around the model builder."""
+
+    before: Annotated[tuple[PassKeys, ...], Field(max_length=16)] = ()
+    """They work on the checkpoint."""
+    after: Annotated[tuple[PassKeys, ...], Field(max_length=16)] = ()
+    """They work on the ONNX model."""
+    builder_precision: Precision | None = None
+    """What the model builder writes, where a pass after it makes the recipe's `precision` of it."""
+
+
+class RecipeKeys(_Mapping):
+    """What a checkpoint is turned into. Only `precision` is needed, and `name` where it is kept under one."""
+
+    model_config = ConfigDict(title="olivepress recipe")
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", examples=["phi-small"])] | None = None
+    summary: Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f]*$")] | None = None
+    """When to use it, in a sentence."""
+    precision: Precision
+    block_size: Literal[16, 32, 64, 128, 256] = 32
+    """Weights that share a scale."""
+    is_symmetric: Flag = True
+    """False: every block has a zero point of its own. k_quant algorithms always do so."""
+    algorithm: Algorithm = Algorithm.DEFAULT
+    accuracy_level: Annotated[Count, Field(ge=0, le=4)] = DEFAULT_ACCURACY_LEVEL
+    """4: activations are rounded to 8 bits; 3: bf16; 2: fp16; 1: fp32; 0: onnxruntime chooses."""
+    mixed_precision: Annotated[str, Field(examples=["last_matmul:int8,mixed_layers:int8"])] | None = None
+    """Matrices that an int4 model keeps in 8 bits."""
+    nodes_to_exclude: Annotated[tuple[str, ...], Field(max_length=1000, examples=[["/lm_head/MatMul"]])] = ()
+    """Matrices that are not quantized, by their names in the ONNX graph."""
+    execution_provider: ExecutionProvider = ExecutionProvider.CPU
+    context_length: Annotated[Count, Field(ge=256, le=2**24)] | None = None
+    """Most tokens that the published model takes; Foundry Local makes room for all of them. Null: the checkpoint's."""
+    foundry: FoundryKeys = FoundryKeys()
+    gates: GateKeys = GateKeys()
+    olive_passes: PassesKeys = PassesKeys()
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A key that is wrong, as a path with dots, and what is wrong with it and what to do."""
+
+    place: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place} {self.text}"
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a recipe file."""
+    described = RecipeKeys.model_json_schema()
+    return {"$schema": SCHEMA_DIALECT, **described}
+
+
+def parse_recipe(values: Any, source: str, *, needs_name: bool = False) -> Recipe:
+    """A recipe from what a file or a request holds; its version is 0 until the stack numbers it.
+
+    Args:
+        source: how messages call it, such as "recipe.yaml".
+        needs_name: whether it is to be kept under its name.
+
+    Raises:
+        BadRecipe: names every key that is wrong.
+    """
+    if not isinstance(values, Mapping):
+        raise BadRecipe(f"{source} holds no recipe; it needs keys, at least 'precision:'")
+    if found := mistakes(values):
+        title = f"{source}, recipe '{values['name']}'" if values.get("name") else source
+        raise BadRecipe(f"{title}: {'; '.join(str(mistake) for mistake in found)}")
+    if needs_name and not values.get("name"):
+        raise BadRecipe(f"{source}: name is missing; give the recipe one, such as 'name: {suggested_name(values)}'")
+    return _recipe(RecipeKeys.model_validate(values))
+
+
+def mistakes(values: Mapping[str, Any]) -> list[Mistake]:
+    """What is wrong with a recipe's keys, each by itself and together; empty if nothing is."""
+    if "version" in values:
+        return [Mistake("version", "is given by the stack; leave it out")]
+    if wrong := not_json(values):
+        return [Mistake(wrong, "is no JSON value; write text, numbers, true, false, lists and mappings")]
+    try:
+        keys = RecipeKeys.model_validate(values)
+    except ValidationError as error:
+        return [_mistake(item) for item in error.errors()[:5]]
+    return [*_quantization_mistakes(keys), *_other_mistakes(keys)]
+
+
+def content_digest(recipe: Recipe) -> str:
+    """Digest of all that a recipe says, its version apart: equal recipes are one version."""
+    return digest_of(recipe.to_dict() | {"version": None})
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe as a file that `parse_recipe` takes; its version is a comment, and what means nothing is left out."""
+    text = yaml.safe_dump(to_keys(recipe), sort_keys=False, allow_unicode=True, width=100)
+    return f"# version {recipe.version}\n{text}" if recipe.version else text
+
+
+def to_keys(recipe: Recipe) -> dict[str, Any]:
+    """The recipe in the keys of a file, those left out that mean nothing for it."""
+    keys: dict[str, Any] = {
+        "name": recipe.name,
+        "summary": recipe.summary,
+        "precision": recipe.precision.value,
+    }
+    if recipe.built_precision.is_quantized:
+        keys |= {
+            "block_size": recipe.block_size,
+            "is_symmetric": recipe.is_symmetric,
+            "algorithm": recipe.algorithm.value,
+            "accuracy_level": recipe.accuracy_level,
+        }
+    keys |= {
+        "mixed_precision": recipe.mixed_precision,
+        "nodes_to_exclude": list(recipe.nodes_to_exclude) or None,
+        "execution_provider": recipe.execution_provider.value,
+        "context_length": recipe.context_length,
+    }
+    keys = {key: value for key, value in keys.items() if value is not None}
+    keys |= {"foundry": asdict(recipe.foundry), "gates": asdict(recipe.gates)}
+    if passes := recipe.olive_passes:
+        written = {"before": list(passes.before), "after": list(passes.after)}
+        if passes.builder_precision:
+            written["builder_precision"] = passes.builder_precision.value  # type: ignore[assignment]
+        keys["olive_passes"] = written
+    return keys
+
+
+def read_mapping(path: Path, what: str) -> dict[str, Any]:
+    """The mapping that a YAML or JSON file holds.
+
+    Args:
+        what: how messages call it, such as "the recipe".
+
+    Raises:
+        BadRecipe: the file is missing, too large, or no mapping.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise BadRecipe(f"{path} is larger than {MAX_BYTES // 2**20} MiB, so it is not {what}; name another file")
+        text = content.decode("utf-8-sig")
+        values = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise BadRecipe(f"cannot read {what} {path}: {error.strerror}; check the path") from None
+    except json.JSONDecodeError as error:
+        raise BadRecipe(f"{path} line {error.lineno} is no JSON: {error.msg}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRecipe(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise BadRecipe(f"{path} is not {what}: it holds no mapping of keys to values")
+    return values
+
+
+def not_json(value: Any, place: str = "") -> str | None:
+    """The path of the first part that JSON, or a database's JSON column, cannot hold; YAML has dates, for instance."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            inner = f"{place}.{key}" if place else str(key)
+            if wrong := (inner if not isinstance(key, str) or "\x00" in key else not_json(item, inner)):
+                return wrong
+        return None
+    if isinstance(value, list | tuple):
+        return next((wrong for item in value if (wrong := not_json(item, place))), None)
+    if isinstance(value, float):
+        return None if isfinite(value) else place
+    if isinstance(value, str):
+        return place if "\x00" in value else None
+    return None if value is None or isinstance(value, int) else place
+
+
+def suggested_name(values: Mapping[str, Any]) -> str:
+    """A name for a recipe that has none: its precision and the start of its digest."""
+    return f"{values.get('precision', 'own')}-{digest_of(dict(values))[:6]}"
+
+
+def short_summary(recipe: Recipe) -> str:
+    """What a recipe does, in a few words, where nobody wrote a summary."""
+    words = [f"{recipe.precision} for {recipe.execution_provider}"]
+    if recipe.built_precision.is_quantized:
+        words.append(f"block size {recipe.block_size}")
+        words.append("symmetric" if recipe.is_symmetric else "asymmetric")
+        words += [] if recipe.algorithm is Algorithm.DEFAULT else [recipe.algorithm.value]
+        words += [recipe.mixed_precision] if recipe.mixed_precision else []
+    passes = recipe.olive_passes
+    words += [f"with Olive's {one['type']}" for one in (*passes.before, *passes.after)]
+    return ", ".join(words)
+
+
+def _recipe(keys: RecipeKeys) -> Recipe:
+    passes = keys.olive_passes
+    is_quantized = (passes.builder_precision or keys.precision).is_quantized
+    recipe = Recipe(
+        name=keys.name or suggested_name(keys.model_dump(mode="json", exclude_unset=True, exclude={"summary"})),
+        version=UNNAMED_VERSION,
+        summary=keys.summary or "",
+        precision=keys.precision,
+        block_size=keys.block_size if is_quantized else None,
+        is_symmetric=keys.is_symmetric and not keys.algorithm.is_k_quant,
+        algorithm=keys.algorithm,
+        mixed_precision=_in_order(keys.mixed_precision),
+        accuracy_level=keys.accuracy_level,
+        execution_provider=keys.execution_provider,
+        foundry=FoundrySettings(**keys.foundry.model_dump()),
+        gates=GateLimits(**keys.gates.model_dump()),
+        nodes_to_exclude=tuple(dict.fromkeys(keys.nodes_to_exclude)),
+        olive_passes=OlivePasses(
+            before=tuple(one.model_dump() for one in passes.before),
+            after=tuple(one.model_dump() for one in passes.after),
+            # The same said twice is said once.
+            builder_precision=None if passes.builder_precision is keys.precision else passes.builder_precision,
+        ),
+        context_length=keys.context_length,
+    )
+    return recipe if recipe.summary else _with_summary(recipe)
+
+
+def _with_summary(recipe: Recipe) -> Recipe:
+    values = recipe.to_dict() | {"summary": short_summary(recipe)}
+    return Recipe.from_dict(values)
+
+
+def _in_order(mixed_precision: str | None) -> str | None:
+    """The parts in one order, so that two ways to write them are one recipe."""
+    if not mixed_precision:
+        return None
+    asked = {part.strip() for part in mixed_precision.split(",")}
+    return ",".join(part for part in MIXED_PRECISION_PARTS if part in asked)
+
+
+def _quantization_mistakes(keys: RecipeKeys) -> list[Mistake]:
+    given, precision = keys.model_fields_set, keys.olive_passes.builder_precision or keys.precision
+    if not precision.is_quantized:
+        text = f"means nothing for {precision}, which quantizes nothing; leave it out, or take precision int4 or int8"
+        return [Mistake(key, text) for key in QUANTIZATION_KEYS if key in given]
+    found = []
+    if keys.algorithm.is_k_quant and "is_symmetric" in given and keys.is_symmetric:
+        found.append(
+            Mistake(
+                "is_symmetric",
+                f"is true, but {keys.algorithm} ignores it: its weights are always asymmetric; write false, or take "
+                "algorithm default or rtn",
+            )
+        )
+    if keys.mixed_precision is not None:
+        found += _mixed_precision_mistakes(keys, precision)
+    if wrong := [name for name in keys.nodes_to_exclude if not name or "," in name or name != name.strip()]:
+        found.append(
+            Mistake("nodes_to_exclude", f"has {wrong[0]!r}; write node names of the graph, such as /lm_head/MatMul")
+        )
+    return found
+
+
+def _mixed_precision_mistakes(keys: RecipeKeys, precision: Precision) -> list[Mistake]:
+    place = "mixed_precision"
+    if precision is Precision.INT8:
+        return [Mistake(place, "means nothing for int8, where every matrix has 8 bits; leave it out, or take int4")]
+    if keys.algorithm in KEPT_IN_8_BITS:
+        own = KEPT_IN_8_BITS[keys.algorithm]
+        return [Mistake(place, f"is part of {keys.algorithm} ({own}); leave it out, or take algorithm k_quant")]
+    parts = [part.strip() for part in (keys.mixed_precision or "").split(",")]
+    if wrong := [part for part in parts if part not in MIXED_PRECISION_PARTS]:
+        return [Mistake(place, f"has {wrong[0]!r}; write some of: {', '.join(MIXED_PRECISION_PARTS)}")]
+    return []
+
+
+def _other_mistakes(keys: RecipeKeys) -> list[Mistake]:
+    found = []
+    if keys.name in BUILT_IN:
+        found.append(Mistake("name", f"'{keys.name}' is that of a built-in recipe; give yours another"))
+    length = keys.foundry.max_length
+    if keys.context_length and "max_length" in keys.foundry.model_fields_set and length > keys.context_length:
+        found.append(
+            Mistake("foundry.max_length", f"is {length}, more than the context_length of {keys.context_length}")
+        )
+    passes = keys.olive_passes
+    if passes.builder_precision and not (passes.before or passes.after):
+        found.append(Mistake("olive_passes.builder_precision", "needs passes before or after; leave it out"))
+    return found
+
+
+def _mistake(item: Any) -> Mistake:
+    """What pydantic found, as what, which, and what now."""
+    place = ".".join(str(part) for part in item["loc"])
+    kind, given = item["type"], item["input"]
+    if kind == "extra_forbidden":
+        known = _known_keys(item["loc"][:-1])
+        near = get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        return Mistake(place, f"is no key of a recipe; {hint}there is: {', '.join(known)}")
+    if kind == "missing":
+        return Mistake(place, f"is missing; {_choices(place) or 'add it'}")
+    if kind in ("enum", "literal_error"):
+        return Mistake(place, f"is {given!r}; {_choices(place) or item['msg']}")
+    text = item["msg"].removeprefix("Input ").removeprefix("should ").removeprefix("String ").removeprefix("should ")
+    return Mistake(place, f"is {given!r}; it should {text}")
+
+
+def _choices(place: str) -> str | None:
+    choices: dict[str, tuple[Any, ...]] = {
+        "precision": tuple(Precision),
+        "olive_passes.builder_precision": tuple(Precision),
+        "block_size": BLOCK_SIZES,
+        "algorithm": tuple(Algorithm),
+        "execution_provider": tuple(ExecutionProvider),
+    }
+    return f"choose one of: {', '.join(str(choice) for choice in choices[place])}" if place in choices else None
+
+
+def _known_keys(place: tuple[int | str, ...]) -> list[str]:
+    models: dict[str, type[_Mapping]] = {"foundry": FoundryKeys, "gates": GateKeys, "olive_passes": PassesKeys}
+    model = models.get(str(place[0]), RecipeKeys) if len(place) == 1 else PassKeys if place else RecipeKeys
+    return list(model.model_fields)

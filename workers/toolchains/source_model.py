@@ -1,0 +1,172 @@
+"""Runs a source checkpoint in torch: what it gives to each next token, what it answers, how rounding moves it.
+
+The weights are those of the checkpoint, as stored; the arithmetic is fp32, so that what is compared with it is held
+against the checkpoint and not against the noise of bf16 arithmetic on a processor.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from olivepress.errors import BadCheckpoint
+from workers.measures.reference_file import Section, Yardstick, condensed
+from workers.measures.token_comparison import Logits, kl_divergences
+from workers.toolchains.library_edge import library_edge
+from workers.toolchains.rounding import Rounding, rounded
+
+ACTIVATION_BITS = 8
+# Rounding whole matrices to so many bits, from fine to coarse: each starts from the one before.
+YARDSTICKS: Mapping[str, Rounding] = {
+    "int8": Rounding(bits=8, block_size=32, is_symmetric=True),
+    "int4-32": Rounding(bits=4, block_size=32, is_symmetric=True),
+    "int4-128": Rounding(bits=4, block_size=128, is_symmetric=True),
+}
+ADVICE = "check that the checkpoint generates in transformers"
+
+
+class SourceModel:
+    """An open checkpoint. `measure_yardsticks` rounds its weights for good, so it comes last."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        config = model.config.get_text_config()
+        stops = [_ids(config.eos_token_id), _ids(model.generation_config.eos_token_id)]
+        own = tokenizer.eos_token_id
+        self._stops = [ids for ids in stops if ids] or ([[int(own)]] if own is not None else [])
+        # Settings of the checkpoint, such as sampling, would enter answers unasked.
+        model.generation_config = GenerationConfig()
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that it was made for."""
+        return int(self._model.config.get_text_config().max_position_embeddings)
+
+    def facts(self) -> dict[str, Any]:
+        """What its artifact must agree with: vocabulary_size, layers, stop_ids (sets that may end an answer)."""
+        config = self._model.config.get_text_config()
+        return {
+            "vocabulary_size": int(self._model.get_output_embeddings().weight.shape[0]),
+            "layers": int(config.num_hidden_layers),
+            "heads": int(config.num_attention_heads),
+            "context_length": self.context_length,
+            "stop_ids": self._stops,
+            "tokenizer_stop_id": self._tokenizer.eos_token_id,
+            "zero_vectors": sorted(
+                parameter.numel()
+                for parameter in self._model.parameters()
+                if parameter.dim() == 1 and not parameter.detach().any()
+            ),
+            "has_zero_matrix": any(
+                parameter.dim() > 1 and not parameter.detach().any() for parameter in self._model.parameters()
+            ),
+        }
+
+    def encode(self, text: str) -> list[int]:
+        """Plain text in its tokens, without special ones."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def frame(self, messages: Sequence[Mapping[str, str]]) -> tuple[str, list[int]] | None:
+        """The prompt for these messages by its own chat template: text and tokens; None where it refuses them."""
+        with suppress(BadCheckpoint), library_edge("the chat template refuses these messages", ADVICE):
+            chat = [dict(message) for message in messages]
+            text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            return text, list(self._tokenizer.encode(text, add_special_tokens=False))
+        return None
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of an answer, without special tokens."""
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def answer(self, prompt: Sequence[int], max_new_tokens: int, repetition_penalty: float) -> list[int]:
+        """The greedy answer's tokens, with the penalty that the published model is served with."""
+        stops = sorted({token for ids in self._stops for token in ids})
+        settings = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            repetition_penalty=repetition_penalty,
+            eos_token_id=stops or None,
+            pad_token_id=stops[0] if stops else 0,
+        )
+        ids = torch.tensor([list(prompt)])
+        with torch.inference_mode():
+            said = self._model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        return [int(token) for token in said[0, len(prompt) :]]
+
+    def logits(self, tokens: Sequence[int]) -> Logits:
+        """Logits, positions x vocabulary."""
+        with torch.inference_mode():
+            return np.asarray(self._model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].numpy())
+
+    def measure_yardsticks(self, sections: Sequence[Section], report: Callable[[float], None]) -> dict[str, Yardstick]:
+        """Mean KL divergence (nats) that rounding all matrices, and what they multiply, does to this very model.
+
+        Method: the artifact's own rounding (workers.toolchains.rounding), done in torch to the same weights, on the
+        same positions as the comparison with the artifact.
+        """
+        found = {}
+        for place, (name, rounding) in enumerate(YARDSTICKS.items()):
+            self._round_weights(rounding)
+            with self._rounded_activations(rounding):
+                kl, top1 = [], []
+                for number, section in enumerate(sections):
+                    report((place + number / len(sections)) / len(YARDSTICKS))
+                    logits = self.logits(section.tokens)[section.positions()]
+                    kl.append(kl_divergences(section.distribution, logits))
+                    top1.append(section.distribution.top_ids[:, 0] == logits.argmax(-1))
+            found[name] = Yardstick(
+                kl=float(np.concatenate(kl).mean()), top1=float(np.concatenate(top1).mean()), positions=sum(map(len, kl))
+            )
+        return found
+
+    def _matrices(self) -> list[torch.nn.Linear]:
+        return [module for module in self._model.modules() if isinstance(module, torch.nn.Linear)]
+
+    def _round_weights(self, rounding: Rounding) -> None:
+        for module in self._matrices():
+            # In place, for a head that is tied to the embedding is rounded with it.
+            module.weight.data.copy_(rounded(module.weight.data.clone(), rounding))
+
+    @contextmanager
+    def _rounded_activations(self, rounding: Rounding) -> Any:
+        fine = Rounding(ACTIVATION_BITS, rounding.block_size, rounding.is_symmetric)
+
+        def round_input(module: torch.nn.Module, inputs: tuple[Any, ...]) -> Any:
+            return (rounded(inputs[0].clone(), fine), *inputs[1:])
+
+        hooks = [module.register_forward_pre_hook(round_input) for module in self._matrices()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def open_source(directory: Path) -> SourceModel:
+    """Open a full checkpoint (an adapter must have been merged).
+
+    Raises:
+        BadCheckpoint: transformers cannot open it.
+    """
+    with library_edge(f"{directory} cannot be opened in torch", ADVICE):
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    return SourceModel(model, tokenizer)
+
+
+def section_of(source: SourceModel, name: str, tokens: Sequence[int], start: int) -> Section:
+    """What the source gives to each token from `start` on, condensed."""
+    logits = source.logits(tokens)
+    targets = np.asarray(tokens[start:], dtype=np.int32)
+    return Section(name, tuple(tokens), start, condensed(logits[start - 1 : len(tokens) - 1], targets))
+
+
+def _ids(value: Any) -> list[int]:
+    if value is None:
+        return []
+    return [int(token) for token in value] if isinstance(value, list | tuple) else [int(value)]
