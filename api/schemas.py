@@ -154,7 +154,8 @@ class LogTail(Answer):
     outcome: AttemptOutcome | None
     worker_id: str
     started_at: float
-    log: str
+    log: str = Field(description="The last lines, at most 200; of a running attempt as of a moment ago.")
+    log_lines: int = Field(description="How many lines were written in all.")
 
 
 class JobLog(Answer):

@@ -171,6 +171,29 @@ class Client:
         logs: list[Json] = self._document("GET", f"/v1/jobs/{job_id}/log", params=_without_none(step=step))["logs"]
         return logs
 
+    def follow_log(self, job_id: int, step: str | None = None) -> Iterator[Json]:
+        """What a job's attempts print, as it comes: events `attempt`, `lines`, `ended` and at last `over`.
+
+        Raises:
+            NotFound: there is no such job.
+            ServiceUnavailable: also when the connection breaks before the end.
+        """
+        params = _without_none(step=step, follow=True)
+        with (
+            self._lost_is_named(),
+            self._http.stream("GET", f"/v1/jobs/{job_id}/log", params=params) as response,
+        ):
+            if response.status_code >= 400:
+                response.read()
+                raise _error_of(response)
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    event: Json = json.loads(line.removeprefix("data: "))
+                    yield event
+                    if event["event"] == "over":
+                        return
+        raise ServiceUnavailable(f"the service at {self.url} ended in the middle of the log; follow it again")
+
     def cancel_job(self, job_id: int) -> Json:
         """Cancel a job; the job as it is then.
 

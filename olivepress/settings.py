@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     api_port: int = Field(default=8720, ge=0, le=65535)
     flower_host: str = "127.0.0.1"
     flower_port: int = Field(default=5555, ge=0, le=65535)
+    flower_url: str | None = Field(default=None, pattern="^https?://")
+    """Where the API finds Flower for its health check; this host and `flower_port` unless set."""
     flower_password: SecretStr | None = None
     admin_key: SecretStr | None = None
     """Known to the API only; `up` makes one and keeps it in the data directory."""

@@ -17,6 +17,7 @@ from olivepress.database.sessions import Database
 from olivepress.database.steps import rescue
 from olivepress.database.workers import WorkerFacts
 from olivepress.errors import OlivepressError, ServiceUnavailable
+from olivepress.process_identity import is_running
 from olivepress.queues import Ring, celery_app, queue_name, redis_client
 from olivepress.settings import Settings
 from olivepress.store import open_store
@@ -40,7 +41,7 @@ def serve(settings: Settings, code: StepCode | None = None) -> None:
     facts = host.describe(settings)
     database = Database(settings.database)
     migrations.check(database)
-    _release_the_dead(database, facts.host)
+    _release_the_dead(database, facts)
     with worker_directory(settings.workspaces, facts.id) as workspaces:
         offer = host.offer_of(facts)
         runtime = Runtime(
@@ -120,13 +121,14 @@ def _warm_up(runtime: Runtime) -> None:
         log.info("worker_warm", seconds=round(time.monotonic() - started, 1), architectures=len(architectures))
 
 
-def _release_the_dead(database: Database, hostname: str) -> None:
+def _release_the_dead(database: Database, facts: WorkerFacts) -> None:
     """Workers of this host that were killed give their steps back now, not when the lease runs out.
 
     Their children died with them (olivepress.lifetime), and the fence voids whatever might come late.
     """
     with database.write() as session:
-        dead = [row for row in worker_rows.on_host(session, hostname) if host.is_gone(row.pid, row.pid_started_at)]
+        known = worker_rows.on_host(session, facts.host, facts.pid_space)
+        dead = [row for row in known if not is_running(row.pid, row.pid_started_at)]
         if not dead:
             return
         taken = rescue(session, [row.id for row in dead])

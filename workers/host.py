@@ -15,6 +15,7 @@ import psutil
 from olivepress.database.unblocking import Offer
 from olivepress.database.workers import WorkerFacts
 from olivepress.jobs import digest_of
+from olivepress.process_identity import pid_space, started_at
 from olivepress.settings import Settings
 from workers.toolchains.versions import toolchain_versions
 
@@ -32,7 +33,8 @@ def describe(settings: Settings) -> WorkerFacts:
         id=f"{host}-{os.getpid()}-{secrets.token_hex(3)}",
         host=host,
         pid=os.getpid(),
-        pid_started_at=psutil.Process().create_time(),
+        pid_started_at=started_at(os.getpid()),
+        pid_space=pid_space(),
         pools=settings.pool_labels,
         slots=settings.slots,
         memory_bytes=int(settings.memory) if settings.memory else default_memory_bytes(),
@@ -96,11 +98,3 @@ def _processor_name() -> str:
             if line.startswith("model name"):
                 return " ".join(line.partition(":")[2].split())
     return platform.processor() or platform.machine()
-
-
-def is_gone(worker_pid: int, pid_started_at: float) -> bool:
-    """Whether the process of a worker of this host has ended (its pid may be somebody else's by now)."""
-    try:
-        return abs(psutil.Process(worker_pid).create_time() - pid_started_at) > 1.0
-    except psutil.NoSuchProcess:
-        return True

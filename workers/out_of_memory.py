@@ -1,6 +1,7 @@
 """How the toolchain says that it found no memory: each library in words of its own. Pure."""
 
 import errno
+import re
 
 # What was seen: torch ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory"), onnxruntime ("Failed to
 # allocate memory for requested buffer of size", or "std::bad_alloc" where it has no arena), C++ that nobody caught,
@@ -11,9 +12,9 @@ WORDS = (
     "CUDA out of memory",
     "Failed to allocate memory",
     "std::bad_alloc",
-    "\nMemoryError",
-    "_ArrayMemoryError",
 )
+# The last line of a traceback, with numpy's subclass.
+TRACEBACK = re.compile(r"^(?:[\w.]+\.)?(?:_Array)?MemoryError(?::|$)", re.MULTILINE)
 LAST_LINES = 30
 
 
@@ -33,5 +34,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def says_so(text: str) -> bool:
     """Whether the last lines of what was printed say it."""
-    last = "\n".join(["", *text.split("\n")[-LAST_LINES:]])
-    return any(words in last for words in WORDS)
+    last = "\n".join(text.split("\n")[-LAST_LINES:])
+    return any(words in last for words in WORDS) or TRACEBACK.search(last) is not None

@@ -106,7 +106,7 @@ def _redis(parts: Parts) -> Check:
 
 
 def _flower(parts: Parts) -> Check:
-    address = f"http://127.0.0.1:{parts.settings.flower_port}"
+    address = parts.settings.flower_url or f"http://127.0.0.1:{parts.settings.flower_port}"
     try:
         httpx.get(f"{address}/healthcheck", timeout=FLOWER_TIMEOUT_S).raise_for_status()
     except httpx.HTTPError:

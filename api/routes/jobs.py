@@ -1,13 +1,15 @@
 """Jobs: list, look at, read the logs, cancel."""
 
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 
+from api.followed_log import followed_log
 from api.routes import DEFAULT_TEAM, MAX_ID, BeforeId, Stack, Team
 from api.schemas import Job, JobDetail, JobLog
 from olivepress.database import cancelling, views
+from olivepress.database.attempt_logs import LogFollower
 from olivepress.database.tables import Json
 from olivepress.jobs import JobState, StepKind
 
@@ -37,13 +39,27 @@ def job(stack: Stack, job_id: JobNumber) -> Json:
         return views.job(session, job_id)
 
 
-@router.get("/{job_id}/log", response_model=JobLog, summary="Read the ends of a job's logs")
+@router.get(
+    "/{job_id}/log",
+    response_model=JobLog,
+    summary="Read the ends of a job's logs, or follow them",
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+)
 def log(
     stack: Stack,
     job_id: JobNumber,
     step: Annotated[StepKind | None, Query(description="Only attempts of this step.")] = None,
-) -> Json:
-    """The last part of the log of each finished attempt, oldest first."""
+    follow: Annotated[bool, Query(description="Stream what is printed, as server-sent events.")] = False,
+) -> Any:
+    """The last part of the log of each attempt, oldest first, also of one that runs.
+
+    With `follow`, an endless answer of type text/event-stream. Its events, each with a JSON object: `attempt` (one
+    began), `lines` (`lines`, from number `first_line` on; `skipped` were lost between two looks), `ended` (an
+    attempt, with its `outcome`), and at last `over` (the job, or the step if one is given). Without news for a while
+    comes a comment.
+    """
+    if follow:
+        return followed_log(stack.database, LogFollower(job_id, step))
     with stack.database.read() as session:
         return views.job_log(session, job_id, step)
 

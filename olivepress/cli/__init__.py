@@ -51,6 +51,7 @@ class Commands(LazyGroup):
         "watch": LazyCommand("olivepress.cli.watch", "watch", "Follow a batch until it is over.", JOBS),
         "jobs": LazyCommand("olivepress.cli.jobs", "jobs", "List jobs, newest first.", JOBS),
         "job": LazyCommand("olivepress.cli.jobs", "job", "Show a job: its steps, attempts, error and log.", JOBS),
+        "log": LazyCommand("olivepress.cli.log", "log", "Print or follow what a job's steps print.", JOBS),
         "cancel": LazyCommand("olivepress.cli.jobs", "cancel", "Cancel a job, or a whole batch.", JOBS),
         "inspect": LazyCommand("olivepress.cli.inspect", "inspect", "Say what a checkpoint is, without a stack.", JOBS),
         "recipes": LazyCommand("olivepress.cli.recipes", "app", "List what a checkpoint can become.", JOBS),

@@ -265,6 +265,8 @@ class WorkerRow(Table):
     host: Mapped[str]
     pid: Mapped[int]
     pid_started_at: Mapped[float]
+    pid_space: Mapped[str]
+    """The boot and the pid namespace in which the pid means this process."""
     pools: Mapped[list[Any]]
     slots: Mapped[int]
     memory_bytes: Mapped[int] = mapped_column(BigInteger)

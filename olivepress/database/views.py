@@ -133,6 +133,7 @@ def job_log(session: Session, job_id: int, kind: StepKind | None = None) -> Json
             "worker_id": row.worker_id,
             "started_at": row.started_at,
             "log": row.log_tail or "",
+            "log_lines": row.log_lines,
         }
         for row, step in session.execute(query)
     ]

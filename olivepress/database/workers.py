@@ -23,6 +23,7 @@ class WorkerFacts:
     host: str
     pid: int
     pid_started_at: float
+    pid_space: str
     pools: list[str]
     slots: int
     memory_bytes: int
@@ -68,9 +69,12 @@ def seen_within(session: Session, seconds: float) -> set[str]:
     return set(session.scalars(query))
 
 
-def on_host(session: Session, host: str) -> list[WorkerRow]:
-    """Workers of a host that did not say that they stopped."""
-    return list(session.scalars(select(WorkerRow).where(WorkerRow.host == host, WorkerRow.stopped_at.is_(None))))
+def on_host(session: Session, host: str, pid_space: str) -> list[WorkerRow]:
+    """Workers of a host that did not say that they stopped, and whose pids mean the same here as there."""
+    query = select(WorkerRow).where(
+        WorkerRow.host == host, WorkerRow.pid_space == pid_space, WorkerRow.stopped_at.is_(None)
+    )
+    return list(session.scalars(query))
 
 
 def take_lease(session: Session, name: str, holder: str, lease_s: float) -> bool:

@@ -13,17 +13,15 @@ from contextlib import contextmanager
 from enum import StrEnum
 
 import httpx
-import psutil
 
 from olivepress.database import views
 from olivepress.database import workers as worker_rows
 from olivepress.database.sessions import Database, Session
 from olivepress.errors import ServiceUnavailable
+from olivepress.process_identity import is_running, pid_space
 from olivepress.settings import Settings
 
 ANSWER_WITHIN_S = 5.0
-# Two readings of one process's start may differ by the clock's resolution.
-SAME_START_WITHIN_S = 1.0
 # A service that listens on every address is asked on loopback.
 LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
 
@@ -61,9 +59,10 @@ def _worker(settings: Settings) -> str:
     host = socket.gethostname()
     with _reading(settings) as session:
         seen = [row for row in worker_rows.alive(session) if row.host == host]
+    here = pid_space()
     for row in seen:
-        # Containers may share a host's name: a worker in another one is none of ours.
-        if _lives_here(row.pid, row.pid_started_at):
+        # Containers may share a host's name: a worker in another one is none of this one's.
+        if row.pid_space == here and is_running(row.pid, row.pid_started_at):
             return f"worker {row.id} was seen within {worker_rows.ALIVE_FOR_S:.0f} s"
     others = f"; seen under that name, and not running here: {', '.join(row.id for row in seen)}" if seen else ""
     raise ServiceUnavailable(
@@ -99,13 +98,6 @@ def _answers(name: str, host: str, rest: str) -> str:
     if answer.status_code != httpx.codes.OK:
         raise ServiceUnavailable(f"{name} answers {answer.status_code} at {address}: {answer.text[:200]}; read its log")
     return f"{name} answers at {address}"
-
-
-def _lives_here(pid: int, started_at: float) -> bool:
-    try:
-        return abs(psutil.Process(pid).create_time() - started_at) <= SAME_START_WITHIN_S
-    except psutil.NoSuchProcess:
-        return False
 
 
 _CHECKS: dict[Service, Callable[[Settings], str]] = {

@@ -176,6 +176,7 @@ def start_worker(database: Database, worker_id: str = "host-1-abc", **changes: A
         "host": "host",
         "pid": 1,
         "pid_started_at": 0.0,
+        "pid_space": "here",
         "pools": ["default"],
         "slots": 2,
         "memory_bytes": 24 * 2**30,

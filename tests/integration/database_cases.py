@@ -71,6 +71,7 @@ def worker_facts(slots: int = 1) -> WorkerFacts:
         host="host",
         pid=1,
         pid_started_at=0.0,
+        pid_space="here",
         pools=list(OFFER.pools),
         slots=slots,
         memory_bytes=OFFER.allowance_bytes * slots,

@@ -17,6 +17,7 @@ from olivepress.database.tables import StepRow
 from olivepress.errors import BadManifest, NotAllowed, NotFound, UnknownRecipe
 from olivepress.jobs import StepKind
 from olivepress.manifest import parse_manifest
+from olivepress.recipes import BUILT_IN
 from olivepress.registry import parse_reference
 from tests.integration.api_cases import (
     GATE_FAILED,
@@ -144,7 +145,8 @@ class TestCommands:
 
         printed = capsys.readouterr()
         assert printed.out == ""
-        assert printed.err == "error: there is no recipe 'nope'; choose one of: cpu-fp32, cpu-int4, cpu-int8\n"
+        names = ", ".join(sorted(BUILT_IN))
+        assert printed.err == f"error: there is no recipe 'nope'; choose one of: {names}\n"
 
     def test_a_wrong_key_is_code_5(self, url: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OLIVEPRESS_API_KEY", "wrong")

@@ -52,7 +52,9 @@ def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
 def server(postgres: PostgresServer) -> Iterator[PostgresServer]:
     """The server, which a test may stop; it runs again afterwards."""
     yield postgres
-    if postgres.pid is None:
+    try:
+        assert postgres.pid
+    except AssertionError:
         postgres.start()
 
 

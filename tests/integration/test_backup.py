@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from sqlalchemy import JSON, Text, cast, event, func, select, text, update
 
 from olivepress.database import migrations, steps, workers
+from olivepress.database import recipes as own_recipes
 from olivepress.database.backup import CONTENTS, Backup, write_backup
 from olivepress.database.migrations import current_revision
 from olivepress.database.restore import restore, restore_secrets
@@ -20,6 +22,7 @@ from olivepress.database.tables import AttemptRow, JobRow, LearnedCostRow, Lease
 from olivepress.database.versions import Publication, publish_version
 from olivepress.errors import PermanentError
 from olivepress.jobs import AttemptOutcome, StepKind, StepState
+from olivepress.recipes import BUILT_IN
 from tests.integration.database_cases import (
     OTHER,
     POSTGRESQL,
@@ -89,6 +92,7 @@ def fill(database: Database) -> None:
                 kind="convert", family="qwen2", memory_ratio=1.1, seconds_ratio=0.7, attempts=3, updated_at=1.5
             )
         )
+        own_recipes.add(session, "default", replace(BUILT_IN["cpu-int4"], name="ours", summary=ODD_TEXT))
     claimed(database, running, StepKind.INGEST)
 
 

@@ -51,6 +51,7 @@ def start(database: Database, offer: Offer, slots: int = 1) -> Offer:
         host="host",
         pid=1,
         pid_started_at=0.0,
+        pid_space="here",
         pools=list(offer.pools),
         slots=slots,
         memory_bytes=offer.allowance_bytes * slots,

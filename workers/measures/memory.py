@@ -6,12 +6,17 @@ workers.measures.clean_process.
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from workers.measures.spread import theil_sen
+
 STATUS = Path("/proc/self/status")
 KIB = 1024
+FP32_BYTES = 4
 
 
 def rss_bytes() -> int:
@@ -40,3 +45,33 @@ def _status(field: str) -> int:
     if match is None:
         raise RuntimeError(f"{STATUS} has no {field}")
     return int(match[1]) * KIB
+
+
+def cache_bytes_per_token(genai_config: Mapping[str, Any], element_bytes: int = FP32_BYTES) -> int | None:
+    """What the key-value cache needs for each token: two tensors a layer, by genai_config.json; None where it is silent.
+
+    Source: Shazeer, "Fast Transformer Decoding" (2019), equation of the cache's size.
+    """
+    decoder = (genai_config.get("model") or {}).get("decoder") or {}
+    sizes = [decoder.get(key) for key in ("num_hidden_layers", "num_key_value_heads", "head_size")]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        return None
+    layers, heads, head_size = (int(size) for size in sizes if size)
+    return 2 * layers * heads * head_size * element_bytes
+
+
+def cache_growth(entries: Sequence[Mapping[str, Any]], calculated: int | None) -> dict[str, Any]:
+    """By how much memory grows with each token of a session.
+
+    Method: RSS while a session of each length (workers.measures.latency) is open, against its tokens; the slope is
+    Theil and Sen's. It holds what the engine needs beside the cache, too, such as the logits of the prompt.
+
+    Returns:
+        {"calculated_bytes_per_token", "measured_bytes_per_token": None with fewer than two lengths}
+    """
+    points = [(entry["prompt_tokens"], entry["rss_bytes"]) for entry in entries if entry["rss_bytes"]]
+    measured = None
+    if len(points) >= 2:
+        slope = theil_sen([rss for _, rss in points], [float(tokens) for tokens, _ in points])["slope"]
+        measured = max(0, round(slope))
+    return {"calculated_bytes_per_token": calculated, "measured_bytes_per_token": measured}

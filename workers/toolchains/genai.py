@@ -3,12 +3,13 @@
 import gc
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime_genai as og
 
 from olivepress.chat_template import Message
@@ -64,15 +65,53 @@ class GenaiModel:
         return text
 
     def encode(self, text: str) -> list[int]:
-        """The text's tokens, as this engine cuts it."""
-        return [int(token) for token in self._tokenizer.encode(text)]
+        """The text's tokens, as this engine cuts it.
 
-    def generate(self, tokens: Sequence[int], max_new_tokens: int, *, min_new_tokens: int = 0) -> Generation:
+        Raises:
+            BadArtifact: the text is no Unicode text (half of a surrogate pair).
+        """
+        try:
+            return [int(token) for token in self._tokenizer.encode(text)]
+        except (*ENGINE_ERRORS, TypeError) as error:
+            said = "it is no Unicode text" if isinstance(error, TypeError) else native_words(error, self._directory)
+            raise BadArtifact(f"onnxruntime-genai cannot cut the text into tokens: {said}") from error
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits, positions x vocabulary, of these tokens read at once from an empty context.
+
+        Raises:
+            BadArtifact: the engine fails.
+        """
+        try:
+            generator = self._generator(len(tokens) + 1, 0)
+            generator.append_tokens(np.asarray(tokens, dtype=np.int32))
+            found = np.asarray(generator.get_output("logits"), dtype=np.float32)[0]
+            if len(found) == len(tokens):
+                return found
+            # A graph that keeps only the last token's logits.
+            generator = self._generator(len(tokens) + 1, 0)
+            rows = []
+            for token in tokens:
+                generator.append_tokens(np.asarray([token], dtype=np.int32))
+                rows.append(np.asarray(generator.get_output("logits"), dtype=np.float32)[0, -1])
+            return np.stack(rows)
+        except ENGINE_ERRORS as error:
+            raise BadArtifact(f"onnxruntime-genai cannot run: {native_words(error, self._directory)}") from error
+
+    def generate(
+        self,
+        tokens: Sequence[int],
+        max_new_tokens: int,
+        *,
+        min_new_tokens: int = 0,
+        at_end: Callable[[], None] = lambda: None,
+    ) -> Generation:
         """Answer greedily, with the repetition penalty that the model directory sets.
 
         Args:
             tokens: the prompt, at least one token.
             min_new_tokens: end-of-sequence tokens before this many do not end the answer.
+            at_end: called after the last token, while the session still holds its memory.
 
         Raises:
             BadArtifact: the engine fails, or gives no token.
@@ -83,14 +122,30 @@ class GenaiModel:
                 f"a prompt of {len(tokens)} tokens leaves no room for an answer in a context of {self.context_length}"
             )
         try:
-            return self._generate(tokens, longest, len(tokens) + min_new_tokens)
+            return self._generate(tokens, longest, len(tokens) + min_new_tokens, at_end)
         except ENGINE_ERRORS as error:
             raise BadArtifact(f"onnxruntime-genai cannot generate: {native_words(error, self._directory)}") from error
 
-    def _generate(self, prompt: Sequence[int], max_length: int, min_length: int) -> Generation:
+    def generate_unchecked(self, tokens: Sequence[int]) -> Generation:
+        """As `generate`, for a prompt that may be longer than the context: what the engine itself makes of it.
+
+        Raises:
+            BadArtifact: the engine refuses it.
+        """
+        try:
+            return self._generate(tokens, self.context_length, 0, lambda: None)
+        except ENGINE_ERRORS as error:
+            raise BadArtifact(f"onnxruntime-genai refuses: {native_words(error, self._directory)}") from error
+
+    def _generator(self, max_length: int, min_length: int) -> og.Generator:
         parameters = og.GeneratorParams(self._model)
         parameters.set_search_options(do_sample=False, max_length=max_length, min_length=min(min_length, max_length))
-        generator = og.Generator(self._model, parameters)
+        return og.Generator(self._model, parameters)
+
+    def _generate(
+        self, prompt: Sequence[int], max_length: int, min_length: int, at_end: Callable[[], None]
+    ) -> Generation:
+        generator = self._generator(max_length, min_length)
         # Not tokenizer.decode(): it stops at the first byte that is no UTF-8. Foundry Local decodes token by token too.
         decoder = self._tokenizer.create_stream()
         tokens, times, text = [], [], ""
@@ -103,6 +158,7 @@ class GenaiModel:
             text += decoder.decode(tokens[-1])
         if not tokens:
             raise BadArtifact("onnxruntime-genai gave no token")
+        at_end()
         return Generation(text, tuple(tokens), tuple(times))
 
 

@@ -35,7 +35,10 @@ def storing_half() -> AbstractContextManager[None]:
 def _save_in_half(model: builder.Model, out_dir: str) -> None:
     graph = model.model.graph
     for value in list(graph.initializers.values()):
-        if value.dtype is ir.DataType.FLOAT and len(value.const_value.shape) >= SMALLEST_RANK and value.uses():
+        if not value.uses():
+            # The table of a kind of layers that this model has none of.
+            del graph.initializers[value.name]
+        elif value.dtype is ir.DataType.FLOAT and len(value.const_value.shape) >= SMALLEST_RANK:
             _store_narrow(graph, value, _as_steps if ROTARY in value.name else _as_half)
     _original_save(model, out_dir)
 

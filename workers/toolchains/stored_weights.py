@@ -29,6 +29,7 @@ Numbers = npt.NDArray[np.float32]
 LAYER_NUMBER = re.compile(r"layers\.(\d+)\.")
 FLOATS = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.FLOAT16: np.float16}
 RAW = FLOATS | {onnx.TensorProto.UINT8: np.uint8, onnx.TensorProto.INT8: np.int8, onnx.TensorProto.INT16: np.int16}
+INTEGER_SUFFIX = "_quantized"
 MATRIX_SUFFIXES = (".MatMul.weight", ".weight")
 # What torch calls a matrix, and what the builder does.
 BUILDER_NAMES = {"dense": "o_proj", "out_proj": "o_proj", "w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
@@ -73,7 +74,11 @@ class StoredWeights:
         self._directory = model_file.parent
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._used = {name for node in graph.node for name in node.input}
-        self._matrices = self._floating() | self._quantized(graph)
+        floating, quantized = self._floating(), self._quantized(graph) | self._integers(graph)
+        self._matrices = floating | quantized
+        if HEAD in floating and HEAD in quantized:
+            # Tied in the source and before a pass that quantized the head alone: the floating one is the table.
+            self._matrices.setdefault(EMBEDDING, floating[HEAD])
 
     @property
     def rounding(self) -> Rounding | None:
@@ -189,6 +194,38 @@ class StoredWeights:
             return levels.float().sub_(zero).mul_(step(wanted).unsqueeze(-1)).flatten(1)[:, :columns]
 
         return StoredMatrix(rows, read, step, Rounding(bits, size, is_symmetric=not rest))
+
+    def _integers(self, graph: onnx.GraphProto) -> dict[Place, StoredMatrix]:
+        """What onnxruntime's dynamic quantization leaves: matrices in 8 bits with one scale, or one for each row."""
+        matrices = {}
+        for node in graph.node:
+            # "/model/layers.0/attn/qkv_proj/MatMul_quant", "/model/embed_tokens/Gather"
+            inputs = {"MatMulInteger": 1, "Gather": 0}
+            name = node.input[inputs[node.op_type]] if node.op_type in inputs else ""
+            if name.endswith(INTEGER_SUFFIX) and name in self._initializers:
+                place = _place(node.name.rpartition("/")[0].strip("/").replace("/", "."))
+                matrices[place] = self._integer(name, is_transposed=node.op_type == "MatMulInteger")
+        return matrices
+
+    def _integer(self, name: str, *, is_transposed: bool) -> StoredMatrix:
+        base = name.removesuffix(INTEGER_SUFFIX)
+        levels, scales, zeros = (
+            self._initializers[base + suffix] for suffix in (INTEGER_SUFFIX, "_scale", "_zero_point")
+        )
+        rows, columns = levels.dims[::-1] if is_transposed else levels.dims
+
+        def for_each_row(tensor: onnx.TensorProto, wanted: Rows) -> torch.Tensor:
+            numbers = np.broadcast_to(self._read(tensor).reshape(-1).astype(np.float32), (rows,))[wanted]
+            return torch.from_numpy(np.array(numbers)).unsqueeze(-1)
+
+        def read(wanted: Rows) -> torch.Tensor:
+            stored = self._read(levels)
+            part = stored[:, wanted].T if is_transposed else stored[wanted]
+            numbers = torch.from_numpy(np.array(part, dtype=np.float32, order="C"))
+            return numbers.sub_(for_each_row(zeros, wanted)).mul_(for_each_row(scales, wanted))
+
+        rounding = Rounding(bits=8, block_size=columns, is_symmetric=False)
+        return StoredMatrix(rows, read, lambda wanted: for_each_row(scales, wanted), rounding)
 
     def _read(self, tensor: onnx.TensorProto) -> npt.NDArray[np.generic]:
         """The tensor's numbers as they lie in the file."""

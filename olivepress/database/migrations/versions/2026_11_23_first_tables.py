@@ -51,6 +51,7 @@ def upgrade() -> None:
         sa.Column("host", sa.Text(), nullable=False),
         sa.Column("pid", sa.Integer(), nullable=False),
         sa.Column("pid_started_at", sa.Double(), nullable=False),
+        sa.Column("pid_space", sa.Text(), nullable=False),
         sa.Column("pools", sa.JSON(), nullable=False),
         sa.Column("slots", sa.Integer(), nullable=False),
         sa.Column("memory_bytes", sa.BigInteger(), nullable=False),
