@@ -6,13 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: help demo up test test-fast check format bench lock clean
+.PHONY: help demo up test test-fast chaos check format bench lock clean
 
 help:
 	@echo "make demo       the whole way on this machine: train, submit, certify, chat"
 	@echo "make up         run olivepress on this machine (olivepress up)"
 	@echo "make test       all tests; makes the environment when it is missing"
 	@echo "make test-fast  the unit tests only"
+	@echo "make chaos      kill parts of a stack at random; MINUTES=2 DATABASE=sqlite|postgresql SEED=..."
 	@echo "make check      ruff, mypy, import-linter"
 	@echo "make bench      the benchmarks"
 	@echo "make lock       write requirements.lock anew from the present environment"
@@ -46,6 +47,9 @@ test: $(VENV)/.test
 test-fast: $(VENV)/.test
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
 
+chaos: $(VENV)/.test
+	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),2) --database $(or $(DATABASE),sqlite) $(if $(SEED),--seed $(SEED))
+
 check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,6 +62,7 @@ format: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python bench/store.py
+	$(BIN)/python bench/queue_times.py
 
 lock:
 	$(BIN)/python scripts/write_lock.py > requirements.lock.new

@@ -27,6 +27,7 @@ from olivepress.checkpoint_files import (
 )
 from olivepress.conversion_cost import Sizes
 from olivepress.errors import BadCheckpoint
+from olivepress.prequantized import Quantization, plain_tensors, read_quantization
 from olivepress.safetensors_header import FLOAT_DTYPES, SafetensorsFile, Tensor, read_safetensors_header
 from olivepress.tokenizer_files import (
     chat_template_file,
@@ -80,9 +81,15 @@ class Checkpoint:
         return self.model.own_config
 
     @cached_property
+    def quantization(self) -> Quantization | None:
+        """How the weights of a full checkpoint were quantized before it came here."""
+        return read_quantization(self.directory, self.own_config) if self.kind is CheckpointKind.FULL else None
+
+    @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors of this checkpoint's own files."""
-        return tuple(tensor for file in self.weights for tensor in file.tensors)
+        """All tensors of this checkpoint's own files; those that are quantized by what they stand for."""
+        stored = tuple(tensor for file in self.weights for tensor in file.tensors)
+        return plain_tensors(stored, self.quantization, self.directory) if self.quantization else stored
 
     @property
     def architecture(self) -> str:
@@ -303,6 +310,7 @@ def _read_full(directory: Path) -> Checkpoint:
     weights = find_weights(directory)
     _check_tensors(directory, weights)
     checkpoint = Checkpoint(directory, CheckpointKind.FULL, config, weights)
+    # Reads the headers of quantized matrices too, and refuses those that are not whole.
     _check_layer_count(checkpoint)
     return checkpoint
 
@@ -333,13 +341,7 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
         raise BadCheckpoint(f"{path} names no 'model_type'; add the model's family, such as \"qwen2\"")
     if "transformers_weights" in config:
         raise BadCheckpoint(f"{path} names other weights ('transformers_weights'); take that out and use {WEIGHTS}")
-    if quantization := config.get("quantization_config"):
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        # The builder reads GPTQ and AWQ, but nothing installed here computes their logits to compare with.
-        raise BadCheckpoint(
-            f"{path.parent} is quantized already ({method or 'in a format that config.json does not name'}), and a "
-            "model made from it could not be compared with it; submit the checkpoint in bfloat16, float16 or float32"
-        )
+    read_quantization(path.parent, config)
 
 
 def _check_tensors(directory: Path, weights: tuple[SafetensorsFile, ...]) -> None:

@@ -190,7 +190,11 @@ def _providers(read: Reading, place: str, system: Any) -> list[ExecutionProvider
     accelerators = options.pop("accelerators") or []
     found = []
     for number, accelerator in enumerate(accelerators if isinstance(accelerators, list) else [accelerators]):
-        named = accelerator.get("execution_providers") if isinstance(accelerator, Mapping) else None
+        values = accelerator if isinstance(accelerator, Mapping) else {}
+        named, device = values.get("execution_providers"), str(values.get("device") or "cpu")
+        if not named and device.lower() != "cpu":
+            where = f"{options.places['accelerators']}.{number}"
+            read.refuse(where, f"is a {device} without an execution provider; write execution_providers")
         for provider in named if isinstance(named, list) else []:
             # Olive also takes [name, its options].
             name = provider[0] if isinstance(provider, list) and provider else provider

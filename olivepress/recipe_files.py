@@ -2,16 +2,17 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from olivepress.errors import BadRecipe
+from olivepress.gates import GateLimits, parse_limits
 from olivepress.jobs import digest_of
 from olivepress.recipes import (
     BLOCK_SIZES,
@@ -22,7 +23,6 @@ from olivepress.recipes import (
     Algorithm,
     ExecutionProvider,
     FoundrySettings,
-    GateLimits,
     OlivePasses,
     Precision,
     Recipe,
@@ -31,6 +31,8 @@ from olivepress.recipes import (
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 UNNAMED_VERSION = 0
 MAX_BYTES = 2**20
+# /v1/recipes/schema is no recipe.
+RESERVED_NAMES = ("schema",)
 # Only what rounds weights to few bits has these.
 QUANTIZATION_KEYS = (
     "block_size",
@@ -58,14 +60,6 @@ class FoundryKeys(_Mapping):
     """0: always the likeliest token."""
     top_p: Annotated[Number, Field(gt=0, le=1)] = FoundrySettings.top_p
     repetition_penalty: Annotated[Number, Field(ge=0.1, le=10)] = FoundrySettings.repetition_penalty
-
-
-class GateKeys(_Mapping):
-    """Limits that keep a bad model from being published."""
-
-    certificate_required: Flag = GateLimits.certificate_required
-    min_prompts_passed: Annotated[Number, Field(ge=0, le=1)] | None = GateLimits.min_prompts_passed
-    """Share of the domain prompts with an expectation that must be met; null: no limit."""
 
 
 class PassKeys(_Mapping):
@@ -110,7 +104,8 @@ class RecipeKeys(_Mapping):
     context_length: Annotated[Count, Field(ge=256, le=2**24)] | None = None
     """Most tokens that the published model takes; Foundry Local makes room for all of them. Null: the checkpoint's."""
     foundry: FoundryKeys = FoundryKeys()
-    gates: GateKeys = GateKeys()
+    gates: Annotated[dict[str, Any], WithJsonSchema(TypeAdapter(GateLimits).json_schema())] = {}
+    """Limits that keep a bad model from being published; null: no limit."""
     olive_passes: PassesKeys = PassesKeys()
 
 
@@ -196,13 +191,19 @@ def to_keys(recipe: Recipe) -> dict[str, Any]:
         "context_length": recipe.context_length,
     }
     keys = {key: value for key, value in keys.items() if value is not None}
-    keys |= {"foundry": asdict(recipe.foundry), "gates": asdict(recipe.gates)}
+    keys |= {"foundry": asdict(recipe.foundry), "gates": _gate_keys(recipe.gates)}
     if passes := recipe.olive_passes:
         written = {"before": list(passes.before), "after": list(passes.after)}
         if passes.builder_precision:
             written["builder_precision"] = passes.builder_precision.value  # type: ignore[assignment]
         keys["olive_passes"] = written
     return keys
+
+
+def _gate_keys(limits: GateLimits) -> dict[str, Any]:
+    """The limits that are set, and those that are not where they usually are."""
+    usual = asdict(GateLimits())
+    return {name: limit for name, limit in asdict(limits).items() if limit is not None or usual[name] is not None}
 
 
 def read_mapping(path: Path, what: str) -> dict[str, Any]:
@@ -281,8 +282,8 @@ def _recipe(keys: RecipeKeys) -> Recipe:
         mixed_precision=_in_order(keys.mixed_precision),
         accuracy_level=keys.accuracy_level,
         execution_provider=keys.execution_provider,
-        foundry=FoundrySettings(**keys.foundry.model_dump()),
-        gates=GateLimits(**keys.gates.model_dump()),
+        foundry=_foundry(keys),
+        gates=parse_limits(keys.gates),
         nodes_to_exclude=tuple(dict.fromkeys(keys.nodes_to_exclude)),
         olive_passes=OlivePasses(
             before=tuple(one.model_dump() for one in passes.before),
@@ -292,12 +293,13 @@ def _recipe(keys: RecipeKeys) -> Recipe:
         ),
         context_length=keys.context_length,
     )
-    return recipe if recipe.summary else _with_summary(recipe)
+    return recipe if recipe.summary else replace(recipe, summary=short_summary(recipe))
 
 
-def _with_summary(recipe: Recipe) -> Recipe:
-    values = recipe.to_dict() | {"summary": short_summary(recipe)}
-    return Recipe.from_dict(values)
+def _foundry(keys: RecipeKeys) -> FoundrySettings:
+    settings = FoundrySettings(**keys.foundry.model_dump())
+    # One that was asked for is checked against the cap; the default one keeps to it.
+    return replace(settings, max_length=min(settings.max_length, keys.context_length or settings.max_length))
 
 
 def _in_order(mixed_precision: str | None) -> str | None:
@@ -348,6 +350,12 @@ def _other_mistakes(keys: RecipeKeys) -> list[Mistake]:
     found = []
     if keys.name in BUILT_IN:
         found.append(Mistake("name", f"'{keys.name}' is that of a built-in recipe; give yours another"))
+    if keys.name in RESERVED_NAMES:
+        found.append(Mistake("name", f"'{keys.name}' is taken by the API; give the recipe another"))
+    try:
+        parse_limits(keys.gates)
+    except BadRecipe as error:
+        found.append(Mistake("gates:", str(error).removeprefix("gates: ")))
     length = keys.foundry.max_length
     if keys.context_length and "max_length" in keys.foundry.model_fields_set and length > keys.context_length:
         found.append(
@@ -388,6 +396,6 @@ def _choices(place: str) -> str | None:
 
 
 def _known_keys(place: tuple[int | str, ...]) -> list[str]:
-    models: dict[str, type[_Mapping]] = {"foundry": FoundryKeys, "gates": GateKeys, "olive_passes": PassesKeys}
+    models: dict[str, type[_Mapping]] = {"foundry": FoundryKeys, "olive_passes": PassesKeys}
     model = models.get(str(place[0]), RecipeKeys) if len(place) == 1 else PassKeys if place else RecipeKeys
     return list(model.model_fields)

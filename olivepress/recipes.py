@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from olivepress.errors import UnknownRecipe
+from olivepress.gates import GateLimits as GateLimits
 
 
 class Precision(StrEnum):
@@ -36,7 +37,7 @@ class ExecutionProvider(StrEnum):
 class Algorithm(StrEnum):
     """How int4 and int8 weights are chosen from the source weights.
 
-    The last two are `k_quant` with a `mixed_precision` of their own (KEPT_IN_8_BITS).
+    The last two are k_quant with a mixed_precision of their own.
     """
 
     DEFAULT = "default"
@@ -76,18 +77,6 @@ class FoundrySettings:
     temperature: float = 0.7
     top_p: float = 0.9
     repetition_penalty: float = 1.1
-
-
-@dataclass(frozen=True)
-class GateLimits:
-    """Limits that a validated artifact must keep; None means that no limit was set.
-
-    `min_prompts_passed` is the share (0 to 1) of the domain prompts with an expectation that must be met;
-    it binds only where the job has such prompts.
-    """
-
-    certificate_required: bool = True
-    min_prompts_passed: float | None = 0.8
 
 
 @dataclass(frozen=True)

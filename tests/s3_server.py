@@ -74,7 +74,7 @@ def age(bucket: Bucket, seconds: float) -> None:
 def s3_server() -> Iterator[S3Server]:
     """A server on a free port of this machine's loopback."""
     holder: list[S3Server] = []
-    application: Application = DomainDispatcherApplication(create_backend_app, service="s3")
+    application: Application = DomainDispatcherApplication(create_backend_app)
 
     def faulty(environment: dict[str, Any], start: Callable[..., Any]) -> Any:
         server = holder[0]

@@ -51,6 +51,7 @@ def serve(settings: Settings, code: StepCode | None = None) -> None:
             ring=Ring(redis_client(settings)),
             offer=offer,
             workspaces=workspaces,
+            facts=facts,
             code=code,
             memory=memory_allowance.choose(offer.allowance_bytes),
         )

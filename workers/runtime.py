@@ -1,6 +1,5 @@
 """What all attempts of one worker share, and the thread that keeps its view of the database fresh."""
 
-import contextlib
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ import structlog
 from olivepress.database.cancelling import cancelled_steps
 from olivepress.database.sessions import Database
 from olivepress.database.unblocking import Offer
-from olivepress.database.workers import SEEN_EVERY_S, seen
+from olivepress.database.workers import SEEN_EVERY_S, WorkerFacts, register, seen
 from olivepress.errors import ServiceUnavailable
 from olivepress.queues import Ring
 from olivepress.settings import Settings
@@ -34,6 +33,8 @@ class Runtime:
     ring: Ring
     offer: Offer
     workspaces: Path
+    facts: WorkerFacts | None = None
+    """What the worker registered with, should the database forget it."""
     code: StepCode = field(default_factory=StepCode)
     shutdown: threading.Event = field(default_factory=threading.Event)
     cancelled: set[int] = field(default_factory=set)
@@ -50,11 +51,18 @@ def watch_database(runtime: Runtime, stop: threading.Event) -> None:
     """Poll cancel flags every second, one query for all attempts, and say now and then that this worker lives."""
     beats = 0
     while not stop.wait(POLL_CANCELLED_EVERY_S):
-        # An outage is the attempts' business: they end their own children when it lasts too long.
-        with contextlib.suppress(ServiceUnavailable):
+        try:
             with runtime.database.read() as session:
                 runtime.cancelled = cancelled_steps(session, runtime.offer.worker_id)
             if beats % int(SEEN_EVERY_S / POLL_CANCELLED_EVERY_S) == 0:
                 with runtime.database.write() as session:
-                    seen(session, runtime.offer.worker_id, disk_free_bytes(runtime.settings))
+                    is_known = seen(session, runtime.offer.worker_id, disk_free_bytes(runtime.settings))
+                    if not is_known and runtime.facts is not None:
+                        register(session, runtime.facts)
+                        log.warning("registered_again", worker_id=runtime.offer.worker_id)
+        except ServiceUnavailable:
+            # An outage is the attempts' business: they end their own children when it lasts too long.
+            pass
+        except Exception:  # The edge of the thread: without it nobody sends this worker anything any more.
+            log.exception("watch_broke")
         beats += 1

@@ -1,11 +1,8 @@
-"""Models, their versions, and the files of a version."""
+"""Models and their versions; contents.py has the files of a version."""
 
-from collections.abc import Iterator
-from itertools import chain
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Query, Response
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, Path, Query
 
 from api.routes import DEFAULT_TEAM, PRINTABLE, Parts, Stack, Team
 from api.schemas import Model, ModelSummary, Version
@@ -26,7 +23,6 @@ Reference = Annotated[
     ),
 ]
 MAX_DIGITS = 9
-FilePath = Annotated[str, Path(max_length=1024, examples=["genai_config.json"])]
 
 
 @router.get("", response_model=list[ModelSummary], summary="List models by name")
@@ -53,45 +49,18 @@ def model(stack: Stack, name: ModelName, team: Team = DEFAULT_TEAM) -> Json:
 @router.get("/{name}/versions/{ref}", response_model=Version, summary="Look at a version")
 def version(stack: Stack, name: ModelName, ref: Reference, team: Team = DEFAULT_TEAM) -> Json:
     """A version's report, provenance and files, with the SHA-256 of each file."""
-    found = _version(stack, team, name, ref)
+    found = find_version(stack, team, name, ref)
     manifest = stack.store.manifest(found["artifact_digest"])
     files = [{"path": file.path, "size_bytes": file.size_bytes, "sha256": file.sha256} for file in manifest.files]
     return found | {"files": files}
 
 
-@router.get(
-    "/{name}/versions/{ref}/files/{path:path}",
-    summary="Download a file of a version",
-    response_class=StreamingResponse,
-    responses={
-        200: {"content": {"application/octet-stream": {}}, "description": "The file; its ETag is its SHA-256."},
-        304: {"description": "The caller has this file."},
-    },
-)
-def file(
-    stack: Stack,
-    name: ModelName,
-    ref: Reference,
-    path: FilePath,
-    team: Team = DEFAULT_TEAM,
-    if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
-) -> Response:
-    """Stream a file from the store; every chunk is verified before it is sent."""
-    digest = _version(stack, team, name, ref)["artifact_digest"]
-    entry = stack.store.manifest(digest).file(path)
-    headers = {"ETag": f'"{entry.sha256}"', "Content-Length": str(entry.size_bytes)}
-    if if_none_match is not None and entry.sha256 in if_none_match:
-        return Response(status_code=304, headers={"ETag": headers["ETag"]})
-    content = _begun(stack.store.open_file(digest, entry.path))
-    return StreamingResponse(content, headers=headers, media_type="application/octet-stream")
+def find_version(stack: Parts, team: str, name: str, ref: str) -> Json:
+    """The version that a path names.
 
-
-def _begun(content: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes, with the first chunk read: where the store is damaged there, the answer is an error."""
-    return chain([next(content, b"")], content)
-
-
-def _version(stack: Parts, team: str, name: str, ref: str) -> Json:
+    Raises:
+        NotFound: the team has no such model, version or alias.
+    """
     is_number = ref.isascii() and ref.isdigit()
     if is_number and len(ref) > MAX_DIGITS:
         raise NotFound(f"there is no version {name}:{ref}; `olivepress models {name}` lists those that exist")

@@ -20,9 +20,9 @@ def log(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print what a job's steps printed: of each attempt the last 200 lines.
+    """Print or follow what a job's steps print.
 
-    With --follow and --json, each event is one line of JSON.
+    Of each attempt there are the last 200 lines. With --follow and --json, each event is one line of JSON.
 
     [bold]Examples[/]
       olivepress log 12 --step convert
@@ -46,8 +46,8 @@ def _written(client: Client, job_id: int, step: str | None) -> Iterator[dict[str
     for part in client.job_log(job_id, step):
         who = {"step": part["step"], "attempt": part["attempt"]}
         yield {"event": "attempt", **who, "worker_id": part["worker_id"]}
-        lines = part["log"].split("\n") if part["log_lines"] and part["log"] else []
-        yield {"event": "lines", **who, "skipped": part["log_lines"] - len(lines), "lines": lines}
+        lines = part["log"].split("\n") if part["log"] else []
+        yield {"event": "lines", **who, "skipped": max(0, part["log_lines"] - len(lines)), "lines": lines}
         if part["outcome"]:
             yield {"event": "ended", **who, "outcome": part["outcome"], "error_message": None}
 

@@ -14,7 +14,7 @@ from olivepress.recipe_files import parse_recipe, read_mapping, schema, to_yaml
 from olivepress.recipes import BUILT_IN, Recipe
 
 Json = dict[str, Any]
-app = typer.Typer(rich_markup_mode="rich")
+app = typer.Typer(rich_markup_mode="rich", add_completion=False)
 Reference = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="Without a version: the newest.")]
 
 

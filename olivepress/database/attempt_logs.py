@@ -104,13 +104,15 @@ class LogFollower:
         if attempt_id not in self._seen:
             events.append({"event": "attempt", **who, "worker_id": row.worker_id, "started_at": row.started_at})
         seen = self._seen.setdefault(attempt_id, _Seen())
-        if row.log_lines > seen.lines:
-            lines = row.log_tail.split("\n") if row.log_tail is not None else []
-            lines = lines[-(row.log_lines - seen.lines) :]
-            first = row.log_lines - len(lines) + 1
+        tail = row.log_tail.split("\n") if row.log_tail else [""] * min(1, row.log_lines)
+        # Attempts of earlier releases have a log, and no count.
+        written = row.log_lines or len(tail)
+        if written > seen.lines:
+            lines = tail[-(written - seen.lines) :]
+            first = written - len(lines) + 1
             skipped = first - 1 - seen.lines
             events.append({"event": "lines", **who, "first_line": first, "skipped": skipped, "lines": lines})
-            seen.lines = row.log_lines
+            seen.lines = written
         if row.outcome is not None and not seen.has_ended:
             seen.has_ended = True
             events.append({"event": "ended", **who, "outcome": row.outcome, "error_message": row.error_message})

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, Float, create_engine, event
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, Float, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -198,8 +198,18 @@ def _is_transient(error: DBAPIError) -> bool:
     return (
         error.connection_invalidated
         or isinstance(error, OperationalError | InterfaceError)
+        or _hides_outage(error.orig)
         or sqlstate in TRANSIENT_SQLSTATES
     )
+
+
+def _hides_outage(error: BaseException | None) -> bool:
+    """Whether it arose while an outage was cleaned up after: such an error is about the cleaning only."""
+    while error is not None:
+        if type(error).__name__ == "OperationalError" and type(error).__module__.startswith("psycopg"):
+            return True
+        error = error.__context__
+    return False
 
 
 def _engine(url: str) -> Engine:
@@ -212,9 +222,17 @@ def _postgresql_engine(url: URL) -> Engine:
     session = " ".join(f"-c {name}={value}" for name, value in POSTGRESQL_SESSION.items())
     options = " ".join([session, *(str(value) for value in url.normalized_query.get("options", ()))])
     connect_args = {name: value for name, value in LIBPQ.items() if name not in url.query} | {"options": options}
-    return create_engine(
+    engine = create_engine(
         url, pool_pre_ping=True, pool_size=5, max_overflow=20, pool_timeout=POOL_TIMEOUT_S, connect_args=connect_args
     )
+
+    @event.listens_for(engine, "handle_error")
+    def _lost(context: ExceptionContext) -> None:
+        # The dialect's ping resets autocommit in a `finally`, whose error hides that the connection is gone.
+        if context.is_pre_ping:
+            context.is_disconnect = True
+
+    return engine
 
 
 def _sqlite_engine(url: URL) -> Engine:

@@ -46,10 +46,15 @@ def warmed(session: Session, worker_id: str, architectures: list[str]) -> None:
     session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(architectures=architectures))
 
 
-def seen(session: Session, worker_id: str, disk_free_bytes: int) -> None:
-    """Note that a worker lives, and how much room its workspaces have."""
-    values = {"seen_at": DatabaseNow(), "disk_free_bytes": disk_free_bytes}
-    session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(**values))
+def seen(session: Session, worker_id: str, disk_free_bytes: int) -> bool:
+    """Note that a worker lives, and how much room its workspaces have.
+
+    Returns:
+        False if it is not known (any more): the database may be one that was restored. It registers again.
+    """
+    values = {"seen_at": DatabaseNow(), "disk_free_bytes": disk_free_bytes, "stopped_at": None}
+    known = update(WorkerRow).where(WorkerRow.id == worker_id).values(**values).returning(WorkerRow.id)
+    return session.scalar(known) is not None
 
 
 def stopped(session: Session, worker_id: str) -> None:

@@ -94,9 +94,8 @@ class BucketCollector:
         """Announces what goes; forgets renewals that are too old to count."""
         cutoffs = [_cutoff_ns(note) for note in self.store.bucket.below(TRASH)]
         oldest_ns = min([plan.cutoff_ns, *cutoffs])
-        self.store.bucket.delete(
-            [seen.key for seen in self.store.bucket.below(RENEWALS) if seen.written_ns < oldest_ns]
-        )
+        too_old = [seen.key for seen in self.store.bucket.below(RENEWALS) if seen.written_ns < oldest_ns]
+        self.store.bucket.delete(too_old)
         if not plan.manifests and not plan.chunks:
             return TakenOut()
         key = f"{TRASH}/{plan.cutoff_ns}-{secrets.token_hex(6)}.json"

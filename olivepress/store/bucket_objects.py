@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NS_PER_S = 1_000_000_000
 RETRIES = 5
+BODY_TRIES = 3
 CONNECT_TIMEOUT_S = 5.0
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 5.0
@@ -120,8 +121,15 @@ class Bucket:
 
     def read(self, key: str) -> bytes:
         """The content of an object. Raises: FileNotFoundError."""
-        with self._named("read"):
-            return bytes(self._objects.get(key).bytes())
+        for attempt in range(BODY_TRIES):
+            with self._named("read"):
+                answer = self._objects.get(key)
+                try:
+                    return bytes(answer.bytes())
+                except (BaseError, OSError):  # the client tries again only what fails before the body
+                    if attempt == BODY_TRIES - 1:
+                        raise
+        raise AssertionError  # the last try returns or raises
 
     def look(self, key: str) -> Seen | None:
         """An object's size and time; None where there is none."""
@@ -151,12 +159,13 @@ class Bucket:
             yield
         except (AlreadyExistsError, NotSupportedError):
             raise
-        except (PermissionDeniedError, BadCredentialsError) as error:
-            raise ServiceUnavailable(
-                f"the store {self.name} does not let this machine {doing}; check OLIVEPRESS_STORE_ACCESS_KEY and "
-                "OLIVEPRESS_STORE_SECRET_KEY (or the AWS_* variables) and what they are allowed to do there"
-            ) from error
-        except (BaseError, FileNotFoundError, OSError) as error:
+        except (BaseError, OSError) as error:
+            # A listing that is refused has no class of its own.
+            if isinstance(error, (PermissionDeniedError, BadCredentialsError)) or "403 Forbidden" in str(error):
+                raise ServiceUnavailable(
+                    f"the store {self.name} does not let this machine {doing}; check OLIVEPRESS_STORE_ACCESS_KEY and "
+                    "OLIVEPRESS_STORE_SECRET_KEY (or the AWS_* variables) and what they are allowed to do there"
+                ) from error
             if "NoSuchBucket" in str(error):
                 raise ServiceUnavailable(
                     f"there is no bucket for the store {self.name}; make it, or mend OLIVEPRESS_STORE_URL"

@@ -268,3 +268,13 @@ def test_cancelling_a_batch_ends_what_waits_and_flags_what_runs(database: Databa
     assert states == [JobState.SUCCEEDED, JobState.RUNNING, JobState.CANCELLED]
     assert step_of(database, running, StepKind.CONVERT).state == StepState.CANCELLED
     assert job_of(database, waiting).finished_at is not None
+
+
+def test_a_worker_that_the_database_forgot_is_told_so_and_one_taken_for_stopped_lives_on(database: Database) -> None:
+    start(database, SMALL)
+    with database.write() as session:
+        assert not workers.seen(session, "forgotten", 1)
+        workers.stopped(session, SMALL.worker_id)
+    with database.write() as session:
+        assert workers.seen(session, SMALL.worker_id, 5)
+        assert [(row.id, row.disk_free_bytes) for row in workers.alive(session)] == [(SMALL.worker_id, 5)]

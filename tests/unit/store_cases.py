@@ -36,7 +36,7 @@ def in_directory(root: Path) -> Opened:
     store = DirectoryStore(root)
 
     def files() -> list[Path]:
-        return [path for path in (*root.glob("chunks/*/*"), *root.glob("manifests/*/*"), *root.glob("trash/*/*"))]
+        return [*root.glob("chunks/*/*"), *root.glob("manifests/*/*"), *root.glob("trash/*/*")]
 
     def overwrite(sha256: str, content: bytes | None) -> None:
         (path,) = (path for path in files() if path.stem == sha256)

@@ -92,6 +92,54 @@ SINGLE: dict[str, Breakage] = {
         )
         for method in ("bitsandbytes", "fp8", "mxfp4", "compressed-tensors", "gptq", "awq")
     },
+    "gptq of three bits": (
+        lambda d: edit(d, "config.json", quantization_config={"quant_method": "gptq", "bits": 3}),
+        BadCheckpoint,
+        r"quantized already \(gptq\) with 3 bits a weight; read here: 2, 4, 8",
+        "submit the checkpoint in bfloat16",
+    ),
+    "gptq for one kernel": (
+        lambda d: edit(
+            d, "config.json", quantization_config={"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}
+        ),
+        BadCheckpoint,
+        r"quantized already \(gptq\) in the format 'marlin'; read here: gptq, gptq_v2",
+        "submit the checkpoint",
+    ),
+    "awq for one kernel": (
+        lambda d: edit(d, "config.json", quantization_config={"quant_method": "awq", "bits": 4, "version": "gemv"}),
+        BadCheckpoint,
+        r"quantized already \(awq\) in the format 'gemv'; read here: gemm",
+        "submit the checkpoint",
+    ),
+    "gptq without its zero points": (
+        lambda d: (
+            edit(d, "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+            write_safetensors(
+                d / "model.safetensors",
+                {"model.layers.0.a.qweight": ("I32", [8, 64]), "model.layers.0.a.scales": ("F16", [1, 64])},
+            ),
+        ),
+        BadCheckpoint,
+        r"has 'model.layers.0.a.qweight' and no 'model.layers.0.a.qzeros'",
+        "save or copy the model again",
+    ),
+    "gptq of other bits than config.json says": (
+        lambda d: (
+            edit(d, "config.json", quantization_config={"quant_method": "gptq", "bits": 8}),
+            write_safetensors(
+                d / "model.safetensors",
+                {
+                    "model.layers.0.a.qweight": ("I32", [8, 64]),
+                    "model.layers.0.a.scales": ("F16", [1, 64]),
+                    "model.layers.0.a.qzeros": ("I32", [1, 8]),
+                },
+            ),
+        ),
+        BadCheckpoint,
+        r"the parts of 'model.layers.0.a' in .* do not fit each other, or not the 8 bits",
+        "put the config.json and the weights together",
+    ),
     "a format without a name": (
         lambda d: edit(d, "config.json", quantization_config={"bits": 4}),
         BadCheckpoint,
@@ -314,9 +362,9 @@ class TestAdapterRefusals:
             read_checkpoint(write_adapter(tmp_path / "adapter"), base)
 
     def test_a_quantized_base_is_refused(self, tmp_path: Path) -> None:
-        base = write_checkpoint(tmp_path / "base", quantization_config={"quant_method": "gptq", "bits": 4})
+        base = write_checkpoint(tmp_path / "base", quantization_config={"quant_method": "fp8"})
 
-        with pytest.raises(BadCheckpoint, match=r"/base is quantized already \(gptq\)"):
+        with pytest.raises(BadCheckpoint, match=r"/base is quantized already \(fp8\)"):
             read_checkpoint(write_adapter(tmp_path / "adapter"), base)
 
     def test_a_pickled_adapter_is_unsafe(self, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Method: each conversation goes through the model's chat template and is answered greedily, as the published model would
 answer with a temperature of 0 (its repetition penalty counts). An expectation's parts must all hold: `equals` (white
-space at both ends aside), `contains` (case counts), `regex` (found anywhere, `.` matches line breaks).
+space at both ends aside), `contains` (case counts), `regex` (found anywhere, `.` matches line breaks), `json_schema`
+(the answer is one JSON value of this shape). Unit: seconds from the messages to the whole answer, for each prompt.
 """
 
 import re
@@ -16,10 +17,19 @@ from workers.toolchains.genai import GenaiModel
 
 DEFAULT_NEW_TOKENS = 64
 
-CHECKS: dict[str, Callable[[str, str], bool]] = {
+
+def _has_shape(answer: str, schema: Any) -> bool:
+    # Loaded where it is needed: it would be a part of the memory that is measured beside it.
+    from workers.measures.json_answers import has_shape
+
+    return has_shape(answer, schema)
+
+
+CHECKS: dict[str, Callable[[str, Any], bool]] = {
     "equals": lambda answer, wanted: answer.strip() == wanted.strip(),
     "contains": lambda answer, wanted: wanted in answer,
     "regex": lambda answer, wanted: re.search(wanted, answer, flags=re.DOTALL) is not None,
+    "json_schema": _has_shape,
 }
 
 
@@ -41,16 +51,31 @@ def ask_all(
     Raises:
         BadManifest: an expectation is of a kind that is not known.
     """
+    return summed(ask_some(model, prompts, report_progress))
+
+
+def ask_some(
+    model: GenaiModel,
+    prompts: Sequence[Mapping[str, Any]],
+    report_progress: Callable[[str, float], None],
+    first: int = 0,
+) -> list[dict[str, Any]]:
+    """The items of these prompts, the first of which has the place `first` (0 is the first of all)."""
     items = []
     for place, prompt in enumerate(prompts):
         report_progress("asking the domain prompts", place / len(prompts))
-        items.append(_ask(model, prompt, prompt.get("name") or f"prompt {place + 1}"))
+        items.append(_ask(model, prompt, prompt.get("name") or f"prompt {first + place + 1}"))
+    return items
+
+
+def summed(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What `ask_all` returns, of items that were asked one by one."""
     judged = [item for item in items if item["passed"] is not None]
     return {
         "total": len(items),
         "with_expectation": len(judged),
         "passed": sum(item["passed"] for item in judged),
-        "items": items,
+        "items": list(items),
     }
 
 
@@ -76,11 +101,11 @@ def _ask(model: GenaiModel, prompt: Mapping[str, Any], name: str) -> dict[str, A
     }
 
 
-def meets(answer: str, expected: Mapping[str, str]) -> bool:
+def meets(answer: str, expected: Mapping[str, Any]) -> bool:
     """Whether the answer is as expected in every part.
 
     Raises:
-        BadManifest: a part is of an unknown kind, or no regular expression.
+        BadManifest: a part is of an unknown kind, no regular expression or no JSON schema.
     """
     for kind, wanted in expected.items():
         if kind not in CHECKS:

@@ -64,16 +64,23 @@ def _rendered(template: ChatTemplate, messages: Sequence[Message]) -> str | None
 
 
 def _difference(text: str | None, tokenizer: Tokenizer, framed: Framed) -> str | None:
-    if text is None or framed.text is None:
-        return None if text is framed.text else "text: only one of the two refuses the conversation"
-    if framed.text != text:
-        return f"text: {_around(framed.text, text)} where training had {_around(text, framed.text)}"
     # The template writes the special tokens itself, so the tokenizer must not add them once more.
-    tokens = tuple(tokenizer.encode(text, add_special_tokens=False).ids)
-    if framed.tokens != tokens:
-        place = _first_difference(framed.tokens, tokens)
-        ours, theirs = (_named(tokenizer, side[place : place + SHOWN_TOKENS]) for side in (framed.tokens, tokens))
-        return f"tokens: {ours} where training had {theirs}"
+    tokens = () if text is None else tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+    return difference(framed, Framed(text, tokens), tokenizer, "training")
+
+
+def difference(framed: Framed, wanted: Framed, tokenizer: Tokenizer, whose: str) -> str | None:
+    """Where a framing first departs from the one that is wanted, which is `whose`; None for equal ones."""
+    if wanted.text is None or framed.text is None:
+        return None if wanted.text is framed.text else "text: only one of the two refuses the conversation"
+    if framed.text != wanted.text:
+        return f"text: {_around(framed.text, wanted.text)} where {whose} had {_around(wanted.text, framed.text)}"
+    if framed.tokens != wanted.tokens:
+        place = _first_difference(framed.tokens, wanted.tokens)
+        ours, theirs = (
+            _named(tokenizer, side[place : place + SHOWN_TOKENS]) for side in (framed.tokens, wanted.tokens)
+        )
+        return f"tokens: {ours} where {whose} had {theirs}"
     return None
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from olivepress.checkpoint_files import LET_FINISH, hash_file, unreadable
 from olivepress.errors import CheckpointChanged
+from olivepress.recipes import Precision
 from workers.steps.context import StepContext
-from workers.toolchains import adapters, olive, parity
+from workers.toolchains import adapters, dequantized, olive, parity
 from workers.toolchains.conversion import Conversion
 
 log = logging.getLogger(__name__)
@@ -40,10 +41,7 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
         log.info("recipe: %s", note)
     olive.refuse_unbuildable(spec["build"])
     olive.refuse_unsupported(spec["ingest"]["architecture"])
-    source, done = directory, 0.0
-    if base is not None:
-        context.report_progress("merge", done)
-        source, done = adapters.merge(directory, base, context.scratch / "merged"), MERGED
+    source, done = _plain_source(directory, base, spec["build"], context)
     conversion = Conversion(directory, source, spec["build"], context.output, context.scratch / "olive")
     olive.build(conversion, lambda share: context.report_progress("build", done + (BUILT - done) * share))
     context.report_progress("check", BUILT)
@@ -54,6 +52,20 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
         refuse_changed(base, spec["ingest"]["base"]["files"])
     context.report_progress("check", 1.0)
     return {"parity": asdict(agreement), "notes": []}
+
+
+def _plain_source(
+    directory: Path, base: Path | None, options: dict[str, Any], context: StepContext
+) -> tuple[Path, float]:
+    """The full checkpoint in floating point to build from, and the share of the step that is done then."""
+    # What keeps its numbers in floating point must not lose any of them on the way.
+    exact = Precision(options["precision"]) in (Precision.FP16, Precision.FP32)
+    whole = directory if base is None else base
+    plain = dequantized.plain(whole, context.scratch / "plain", exact=exact)
+    if base is None:
+        return plain, 0.0
+    context.report_progress("merge", 0.0)
+    return adapters.merge(directory, plain, context.scratch / "merged", exact=exact), MERGED
 
 
 def refuse_changed(directory: Path, files: list[dict[str, Any]]) -> None:

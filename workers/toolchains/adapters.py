@@ -15,9 +15,6 @@ from olivepress.tokenizer_files import has_tokenizer
 from workers.toolchains import parity
 from workers.toolchains.failures import told_as_conversion_failure
 
-# Rounding the merged weights to bf16 leaves 0.99995 and more even on random weights; a matrix merged wrongly, less.
-MIN_CORRELATION = 0.999
-
 TOKENIZER_FILES = (
     *TOKENIZER_MODELS,
     TOKENIZER_CONFIG,
@@ -30,8 +27,11 @@ TOKENIZER_FILES = (
 MIN_CORRELATION = 0.999
 
 
-def merge(adapter: Path, base: Path, into: Path) -> Path:
-    """Write the checkpoint that `adapter` makes of `base` to `into`, in the base's dtype, and return it.
+def merge(adapter: Path, base: Path, into: Path, *, exact: bool) -> Path:
+    """Write the checkpoint that `adapter` makes of `base` to `into` and return it.
+
+    Args:
+        exact: in fp32, so that not the least step of the training is lost; else in the base's dtype.
 
     The builder's own way with adapters gives wrong models for DoRA and for whole saved modules; merging first is
     exact for every kind.
@@ -46,7 +46,7 @@ def merge(adapter: Path, base: Path, into: Path) -> Path:
             # peft 0.21 asks for attributes that transformers 5 renamed, and warns about tied embeddings, which
             # are untied below where that is needed.
             warnings.simplefilter("ignore")
-            model = _merged(adapter, base)
+            model = _merged(adapter, base, torch.float32 if exact else "auto")
         model.save_pretrained(into)
         owner = adapter if has_tokenizer(adapter) else base
         for file in (file for pattern in TOKENIZER_FILES for file in owner.glob(pattern)):
@@ -54,8 +54,8 @@ def merge(adapter: Path, base: Path, into: Path) -> Path:
     return into
 
 
-def _merged(adapter: Path, base: Path) -> PreTrainedModel:
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto").eval()
+def _merged(adapter: Path, base: Path, dtype: torch.dtype | str) -> PreTrainedModel:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
     config = PeftConfig.from_pretrained(str(adapter))
     rows = _embedding_rows(adapter)
     if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:

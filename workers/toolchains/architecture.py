@@ -139,6 +139,9 @@ def _model_class(checkpoint: Checkpoint) -> tuple[transformers.PreTrainedConfig,
         config = transformers.AutoConfig.from_pretrained(
             checkpoint.directory, local_files_only=True, trust_remote_code=False
         )
+    if hasattr(config, "quantization_config"):
+        # What the weights stand for counts here; transformers would ask for the library that quantized them.
+        del config.quantization_config
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if model_class is None or model_class.__name__ != architecture:
         raise BadCheckpoint(

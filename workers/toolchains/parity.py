@@ -39,7 +39,8 @@ DECODED_TOKENS = 28
 # trained ones with any one matrix random, or another rope, hundreds.
 TIMES_ROUNDED_INPUTS = 4.0
 TIMES_IN_FLOAT = 0.01
-# The same where some matrices of the built model are not found by name: what rounding them moves comes on top.
+# Where matrices of the built model are not found by name, it is compared with the source itself, and what rounding
+# them moves comes on top.
 TIMES_UNPLACED = 4.0
 ARITHMETIC = 1e-6
 FAULTS_SHOWN = 3
@@ -80,7 +81,8 @@ def check(conversion: Conversion) -> Agreement:
     with told_as_conversion_failure(f"running {in_torch}", "check that the checkpoint generates there"):
         stored = StoredWeights(conversion.output / MODEL_FILE)
         model = AutoModelForCausalLM.from_pretrained(conversion.source, dtype="auto").eval()
-        seen = side_by_side.compare(model, stored, tokens)
+        is_rewritten = bool((conversion.options.get("olive_passes") or {}).get("after"))
+        seen = side_by_side.compare(model, stored, tokens, by_name=not is_rewritten)
         faults = seen.faults + rotary.faults(model, stored)
     for logits, owner in ((seen.source, in_torch), (converted, conversion.model)):
         if not np.isfinite(logits).all():
@@ -90,24 +92,24 @@ def check(conversion: Conversion) -> Agreement:
         told = "; ".join(faults[:FAULTS_SHOWN]) + more
         raise ConversionFailed(f"{conversion.model} does not say what its source says: {told}; {WHAT_NOW}")
     found = agreement(seen.source, converted)
-    _refuse_other_function(conversion, seen, converted, found, is_rounded=stored.rounding is not None)
+    _refuse_other_function(conversion, seen, converted, is_rounded=is_rewritten or stored.rounding is not None)
+    log.info("%s", found)
     return found
 
 
-def _refuse_other_function(
-    conversion: Conversion, seen: SideBySide, converted: Logits, found: Agreement, *, is_rounded: bool
-) -> None:
-    jitter = 1 - agreement(seen.stored, seen.jittered).correlation
-    allowed = ARITHMETIC + (TIMES_ROUNDED_INPUTS if is_rounded else TIMES_IN_FLOAT) * jitter
+def _refuse_other_function(conversion: Conversion, seen: SideBySide, converted: Logits, *, is_rounded: bool) -> None:
+    times = TIMES_ROUNDED_INPUTS if is_rounded else TIMES_IN_FLOAT
+    allowed = ARITHMETIC + times * (1 - agreement(seen.stored, seen.jittered).correlation)
+    wanted, weights = seen.stored, "with the same weights"
     if seen.unplaced:
         log.info("not found in the built model by name: %s", ", ".join(seen.unplaced))
+        wanted, weights = seen.source, "on one text"
         allowed += TIMES_UNPLACED * (1 - agreement(seen.source, seen.stored).correlation)
-    computed = agreement(seen.stored, converted)
-    log.info("%s; with the same weights 1 - correlation is %.2g", found, 1 - computed.correlation)
-    log.info("it may be %.2g", allowed)
+    computed = agreement(wanted, converted)
+    log.info("%s, 1 - correlation is %.2g; it may be %.2g", weights, 1 - computed.correlation, allowed)
     if not 1 - computed.correlation <= allowed:
         raise ConversionFailed(
-            f"{conversion.model} does not say what its source says: with the same weights, their logits correlate by "
+            f"{conversion.model} does not say what its source says: {weights}, their logits correlate by "
             f"{computed.correlation:.6f}, {1 - allowed:.6f} is asked, and {computed.top1:.0%} of the next tokens "
             f"agree; {WHAT_NOW}"
         )

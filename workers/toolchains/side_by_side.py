@@ -45,16 +45,22 @@ class SideBySide:
     unplaced: list[str] = field(default_factory=list)
 
 
-def compare(model: torch.nn.Module, stored: StoredWeights, tokens: list[int]) -> SideBySide:
-    """Run `tokens` through the source, and hold every weight of it against the stored one."""
-    faults = _vector_faults(model, stored)
+def compare(model: torch.nn.Module, stored: StoredWeights, tokens: list[int], *, by_name: bool = True) -> SideBySide:
+    """Run `tokens` through the source, and hold every weight of it against the stored one.
+
+    Args:
+        by_name: whether weights can be found by the builder's names; not after passes that rewrite its graph. Those
+            that are not found are rounded here as most of the stored ones are, or to 8 bits.
+    """
+    faults = _vector_faults(model, stored) if by_name else []
     matrices = {name: module for name, module in model.named_modules() if _is_matrix(module)}
     rows = {name: module.weight.shape[0] for name, module in matrices.items()}
     head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    places = stored.placed(rows, is_tied=head is table)
+    places = stored.placed(rows, is_tied=head is table) if by_name else {}
+    usual = stored.rounding or (None if by_name else ACTIVATIONS)
     forwards = {}
     for name, module in matrices.items():
-        pieces = _Pieces(name, module.weight, places.get(name), stored.rounding, faults)
+        pieces = _Pieces(name, module.weight, places.get(name), usual, faults)
         forward = _look_up if isinstance(module, torch.nn.Embedding) else _multiply
         forwards[module] = partial(forward, module, pieces)
         if isinstance(module, torch.nn.Embedding) and module.weight is not head:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from olivepress.chat_template import DAY
 from olivepress.errors import BadCheckpoint
 from workers.measures.reference_file import Section, Yardstick, condensed
 from workers.measures.token_comparison import Logits, kl_divergences
@@ -75,7 +76,10 @@ class SourceModel:
         """The prompt for these messages by its own chat template: text and tokens; None where it refuses them."""
         with suppress(BadCheckpoint), library_edge("the chat template refuses these messages", ADVICE):
             chat = [dict(message) for message in messages]
-            text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            # The clock is stopped, as in olivepress.chat_template: today's date is no property of a checkpoint.
+            text = self._tokenizer.apply_chat_template(
+                chat, tokenize=False, add_generation_prompt=True, strftime_now=DAY.strftime
+            )
             return text, list(self._tokenizer.encode(text, add_special_tokens=False))
         return None
 

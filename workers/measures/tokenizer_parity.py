@@ -1,0 +1,195 @@
+"""Whether the same messages become the same prompt three ways: transformers, onnxruntime-genai, Foundry's PromptTemplate.
+
+Unit: conversations. Method: sample conversations and the job's own are framed by the source's tokenizer in
+transformers (from the reference; without one by the artifact's own files, read with jinja2 and `tokenizers`), by the
+artifact's own files, by the engine, and by the PromptTemplate of inference_model.json (before publishing: the one that
+is derived for it). The first two must be equal, token by token: otherwise tokenizer or template are not the
+source's. The engine's text must be equal; its tokens may differ where it is known to cut otherwise (see
+workers.measures.tokenizer_agreement), as far as ENGINE_SHARE; the PromptTemplate's text may differ in white space
+between turns and in a beginning that it cannot carry, as workers of that form say (olivepress.prompt_template).
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from olivepress.chat_template import DAY, ChatTemplate, Message
+from olivepress.errors import BadCheckpoint
+from olivepress.foundry import INFERENCE_MODEL_FILE
+from olivepress.prompt_template import CONTENT, OTHER_DAY, derive_prompt_template
+from workers.measures.reference_file import Answer
+from workers.measures.tokenizer_agreement import Framed, difference
+
+ENGINE_SHARE = 0.2
+TOKENS_COMPARED = 2000
+
+
+def compare_three_ways(
+    artifact: Path,
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    conversations: Sequence[Sequence[Message]],
+    framed: Sequence[Framed],
+    answers: Sequence[Answer] | None,
+) -> dict[str, Any]:
+    """Hold the ways of framing these conversations against each other.
+
+    Args:
+        framed: by the engine, one each.
+        answers: of the reference, or None; those of the same messages are compared.
+
+    Returns:
+        {"status": "passed" | "failed", "compared", "source", "engine", "prompt_template": {"equal": conversations,
+        "of": conversations, "first_difference": str | None} each, "problem": str | None, "notes": [str]}
+    """
+    own = [_own(template, tokenizer, messages) for messages in conversations]
+    source = _against_source(own, conversations, tokenizer, answers)
+    engine, engine_problem = _against_engine(own, template, tokenizer, conversations, framed)
+    pieces, note = _pieces(artifact, template)
+    prompt_template = _against_pieces(own, conversations, pieces)
+    problems = [
+        _problem("tokenizer or template are not the source's", source),
+        engine_problem,
+        _problem(f"{INFERENCE_MODEL_FILE} frames conversations otherwise than the chat template", prompt_template),
+    ]
+    notes = ["the source was not at hand: only the artifact's own files were compared"] if source is None else []
+    notes += [note] if note else []
+    if engine["first_difference"] and not engine_problem:
+        notes.append(f"the engine cuts some text otherwise: {engine['first_difference']}")
+    return {
+        "status": "failed" if any(problems) else "passed",
+        "compared": len(own),
+        "source": source,
+        "engine": engine,
+        "prompt_template": prompt_template,
+        "problem": "; ".join(filter(None, problems)) or None,
+        "notes": notes,
+    }
+
+
+def _own(template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message]) -> Framed:
+    try:
+        text = template.render(messages)
+    except BadCheckpoint:
+        return Framed(None)
+    return Framed(text, tuple(tokenizer.encode(text, add_special_tokens=False).ids))
+
+
+def _result(differences: Sequence[str | None]) -> dict[str, Any]:
+    return {
+        "equal": sum(found is None for found in differences),
+        "of": len(differences),
+        "first_difference": next(filter(None, differences), None),
+    }
+
+
+def _problem(words: str, result: Mapping[str, Any] | None) -> str | None:
+    return f"{words}: {result['first_difference']}" if result and result["first_difference"] else None
+
+
+def _against_source(
+    own: Sequence[Framed],
+    conversations: Sequence[Sequence[Message]],
+    tokenizer: Tokenizer,
+    answers: Sequence[Answer] | None,
+) -> dict[str, Any] | None:
+    if answers is None:
+        return None
+    by_messages = {_key(answer.messages): answer for answer in answers}
+    differences = []
+    for mine, messages in zip(own, conversations, strict=True):
+        answer = by_messages.get(_key(messages))
+        if answer is not None:
+            wanted = Framed(answer.text, answer.tokens or ())
+            differences.append(difference(mine, wanted, tokenizer, "the source"))
+    return _result(differences)
+
+
+def _against_engine(
+    own: Sequence[Framed],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    conversations: Sequence[Sequence[Message]],
+    framed: Sequence[Framed],
+) -> tuple[dict[str, Any], str | None]:
+    """The engine's framing, and what about it is wrong."""
+    differences, problem = [], None
+    for mine, theirs, messages in zip(own, framed, conversations, strict=True):
+        wanted = _today(template, tokenizer, messages) if _is_dated(template, messages) else mine
+        found = difference(theirs, wanted, tokenizer, "the tokenizer's own files")
+        differences.append(found)
+        if found and (found.startswith("text") or _apart(theirs.tokens, wanted.tokens) > ENGINE_SHARE):
+            problem = problem or f"the engine frames conversations otherwise than the tokenizer's own files: {found}"
+    return _result(differences), problem
+
+
+def _is_dated(template: ChatTemplate, messages: Sequence[Message]) -> bool:
+    try:
+        return template.render(messages, day=DAY) != template.render(messages, day=OTHER_DAY)
+    except BadCheckpoint:
+        return False
+
+
+def _today(template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message]) -> Framed:
+    text = template.render(messages, day=datetime.now())
+    return Framed(text, tuple(tokenizer.encode(text, add_special_tokens=False).ids))
+
+
+def _apart(one: Sequence[int], other: Sequence[int]) -> float:
+    """Share of tokens that the two do not have in common."""
+    matcher = SequenceMatcher(None, one[:TOKENS_COMPARED], other[:TOKENS_COMPARED], autojunk=False)
+    return 1 - matcher.ratio()
+
+
+def _pieces(artifact: Path, template: ChatTemplate) -> tuple[Mapping[str, str] | None, str | None]:
+    """The PromptTemplate, and why there is none or what it does not carry."""
+    file = artifact / INFERENCE_MODEL_FILE
+    derived = derive_prompt_template(template)
+    if not file.is_file():
+        return derived.template, derived.note
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        pieces = content.get("PromptTemplate")
+    except (ValueError, AttributeError):
+        pieces = None
+    if isinstance(pieces, dict) and "prompt" in pieces:
+        return pieces, derived.note
+    return None, f"{INFERENCE_MODEL_FILE} has no PromptTemplate"
+
+
+def _against_pieces(
+    own: Sequence[Framed], conversations: Sequence[Sequence[Message]], pieces: Mapping[str, str] | None
+) -> dict[str, Any] | None:
+    if pieces is None:
+        return None
+    differences = []
+    for mine, messages in zip(own, conversations, strict=True):
+        roles = [message["role"] for message in messages]
+        if mine.text is None or not roles or roles[-1] != "user" or not set(roles) <= {*pieces}:
+            continue
+        differences.append(_difference_of_pieces(mine.text, messages, pieces))
+    return _result(differences)
+
+
+def _difference_of_pieces(text: str, messages: Sequence[Message], pieces: Mapping[str, str]) -> str | None:
+    filled = [pieces[message["role"]].replace(CONTENT, message["content"].strip()) for message in messages[:-1]]
+    filled.append(pieces["prompt"].replace(CONTENT, messages[-1]["content"].strip()))
+    pattern = r".*?" + r"\s*".join(_with_any_space(piece) for piece in filled) + r"\s*"
+    if re.fullmatch(pattern, text, flags=re.DOTALL):
+        return None
+    return f"text: {json.dumps(''.join(filled)[:160], ensure_ascii=False)} for {json.dumps(text[:160], ensure_ascii=False)}"
+
+
+def _with_any_space(piece: str) -> str:
+    """The piece as a pattern in which white space may be any: templates cut it at the ends of messages."""
+    return r"\s*".join(re.escape(word) for word in re.split(r"\s+", piece))
+
+
+def _key(messages: Sequence[Message]) -> str:
+    return json.dumps([[message["role"], message["content"]] for message in messages])
