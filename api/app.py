@@ -82,6 +82,7 @@ def create_app(settings: Settings, database: Database, store: Store, ring: Calla
         batches.router,
         jobs.router,
         models.router,
+        contents.router,
         health.router,
         costs.router,
         retention.router,

@@ -270,9 +270,8 @@ def rescue_by_lease(bench: Bench) -> dict[str, list[float]]:
         other.stop()
 
 
-def print_table(figures: dict[str, list[float]]) -> None:
+def print_lines(figures: dict[str, list[float]]) -> None:
     """Median, 95th percentile and largest, in milliseconds."""
-    print(f"  {'':<28}{'median':>10}{'p95':>10}{'most':>10}   n")  # noqa: T201
     for name, times in figures.items():
         ordered = sorted(times)
         if not ordered:
@@ -280,7 +279,7 @@ def print_table(figures: dict[str, list[float]]) -> None:
             continue
         p95 = ordered[min(len(ordered) - 1, round(0.95 * len(ordered)))]
         shown = [f"{1000 * value:>7.0f} ms" for value in (statistics.median(ordered), p95, ordered[-1])]
-        print(f"  {name:<28}{''.join(shown)}   {len(ordered)}")  # noqa: T201
+        print(f"  {name:<28}{''.join(shown)}   {len(ordered)}", flush=True)  # noqa: T201
 
 
 def main() -> None:
@@ -295,11 +294,13 @@ def main() -> None:
             Path(place).chmod(0o755)
             with stack(Path(place), kind) as bench:
                 print(f"{kind}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}", flush=True)  # noqa: T201
-                figures = latencies(bench, chosen.rounds)
-                figures |= cancels(bench, max(3, chosen.rounds // 5)) | rescues(bench, max(2, chosen.rounds // 10))
-                figures |= large_batch(bench, chosen.jobs)
-                figures |= {} if chosen.skip_lease else rescue_by_lease(bench)
-                print_table(figures)
+                print(f"  {'':<28}{'median':>10}{'p95':>10}{'most':>10}   n")  # noqa: T201
+                print_lines(latencies(bench, chosen.rounds))
+                print_lines(cancels(bench, max(3, chosen.rounds // 5)))
+                print_lines(rescues(bench, max(2, chosen.rounds // 10)))
+                print_lines(large_batch(bench, chosen.jobs))
+                if not chosen.skip_lease:
+                    print_lines(rescue_by_lease(bench))
 
 
 if __name__ == "__main__":

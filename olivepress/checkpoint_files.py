@@ -16,6 +16,9 @@ from olivepress.jobs import digest_of
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+PICKLES = "pytorch_model*.bin"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -29,7 +32,7 @@ SIDECARS = ("SHA256SUMS", "*.sha256")
 # Everything that can change what a conversion writes or whether it is allowed; not README.md, optimizer.pt, ...
 RELEVANT = (
     CONFIG, "generation_config.json", "quantize_config.json", "quant_config.json",
-    "*.safetensors", "*.safetensors.index.json", ADAPTER_CONFIG,
+    "*.safetensors", "*.safetensors.index.json", PICKLES, PICKLE_INDEX, ADAPTER_CONFIG,
     *TOKENIZER_MODELS, TOKENIZER_CONFIG, "merges.txt", "special_tokens_map.json", "added_tokens.json",
     CHAT_TEMPLATE, f"{MORE_TEMPLATES}/*.jinja",
 )  # fmt: skip
@@ -124,6 +127,11 @@ def is_relevant(name: str, *, sidecars: bool = False) -> bool:
     if "/" in name and not name.startswith(f"{MORE_TEMPLATES}/"):
         return False
     return any(fnmatchcase(name, pattern) for pattern in (*RELEVANT, *(SIDECARS if sidecars else ())))
+
+
+def is_weights(name: str) -> bool:
+    """Whether a relevant file of this name holds or lists weights, in whatever format."""
+    return name == PICKLE_INDEX or name.endswith(".safetensors") or fnmatchcase(name, PICKLES)
 
 
 def relevant_files(directory: Path, *, sidecars: bool = False) -> list[Path]:

@@ -21,6 +21,7 @@ from olivepress.checkpoint_files import (
     WEIGHTS,
     adapter_base,
     file_identity,
+    is_weights,
     read_json,
     relevant_files,
     unreadable,
@@ -155,9 +156,9 @@ class Checkpoint:
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
-        """What the digest covers: all relevant files, of the safetensors files those that are used."""
+        """What the digest covers: all relevant files, of those with weights the ones that are used."""
         used = {file.path for file in self.weights}
-        return tuple(path for path in relevant_files(self.directory) if path.suffix != ".safetensors" or path in used)
+        return tuple(path for path in relevant_files(self.directory) if path in used or not is_weights(path.name))
 
     def sizes(self) -> Sizes:
         """What the prediction of a conversion's cost needs."""

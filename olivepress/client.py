@@ -20,6 +20,7 @@ from olivepress import errors
 from olivepress.errors import BadArtifact, DiskFull, NotAllowed, OlivepressError, PermanentError, ServiceUnavailable
 from olivepress.manifest import Manifest
 from olivepress.registry import LATEST, VersionReference
+from olivepress.store.manifest import Manifest as ArtifactManifest
 from olivepress.store.manifest import check_paths
 
 Json = dict[str, Any]
@@ -318,6 +319,40 @@ class Client:
         answer = self._answer("DELETE", f"/v1/recipes/{quote(reference, safe='')}", params={"team": team})
         return _decoded(answer, list[Json])
 
+    def artifact_manifest(self, version: Json) -> ArtifactManifest:
+        """The files of a version (as `version` gave it) and the chunks that they consist of, verified.
+
+        Raises:
+            BadArtifact: it arrived damaged, or lists what could not be laid out here.
+        """
+        content = self._answer("GET", f"{_place_of(version)}/manifest", params={"team": version["team"]}).content
+        if hashlib.sha256(content).hexdigest() != version["artifact_digest"]:
+            raise BadArtifact(f"the list of files of {version['version']} arrived damaged; try again")
+        return ArtifactManifest.parse(content)
+
+    def read_range(self, version: Json, path: str, start: int, end: int) -> Iterator[bytes]:
+        """The bytes of a file of a version from `start` up to `end`, as they arrive; the caller verifies them.
+
+        Raises:
+            NotFound: the version has no such file.
+            ServiceUnavailable: the connection broke.
+        """
+        place = f"{_place_of(version)}/files/{quote(path)}"
+        # Packed, its ranges would be others.
+        headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        options: Any = {"params": {"team": version["team"]}, "headers": headers}
+        with self._lost_is_named(), self._http.stream("GET", place, **options) as response:
+            if response.status_code >= 400:
+                response.read()
+                raise _error_of(response)
+            # Something in between that knows no ranges sends all of it.
+            unwanted = start if response.status_code == httpx.codes.OK else 0
+            for block in response.iter_bytes():
+                wanted = block[unwanted:]
+                unwanted = max(0, unwanted - len(block))
+                if wanted:
+                    yield wanted
+
     def workers(self) -> list[Json]:
         """Workers that live, and those that were seen within the last day."""
         return self._list("/v1/workers")
@@ -361,9 +396,7 @@ class Client:
 
     def _verified(self, version: Json, entry: Json) -> Iterator[bytes]:
         """The content of a file; ends with BadArtifact unless it is what the manifest says."""
-        place = (
-            f"/v1/models/{quote(version['model'], safe='')}/versions/{version['number']}/files/{quote(entry['path'])}"
-        )
+        place = f"{_place_of(version)}/files/{quote(entry['path'])}"
         digest = hashlib.sha256()
         with self._lost_is_named(), self._http.stream("GET", place, params={"team": version["team"]}) as response:
             if response.status_code >= 400:
@@ -395,6 +428,11 @@ def default_data_dir(environment: Mapping[str, str] = os.environ) -> Path:
     """The data directory that `olivepress up` uses unless told otherwise."""
     stated = environment.get("OLIVEPRESS_DATA_DIR")
     return Path(stated) if stated else user_data_path("olivepress", appauthor=False)
+
+
+def _place_of(version: Json) -> str:
+    """The route of a version."""
+    return f"/v1/models/{quote(version['model'], safe='')}/versions/{version['number']}"
 
 
 def _read_key(path: Path) -> str:

@@ -1,6 +1,8 @@
 """Talks to the real Foundry Local runtime in a process of its own: certificates and chats. Loads no SDK itself."""
 
 import importlib.util
+import json
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,13 +48,16 @@ def certify(
 
     Returns:
         {"status": "passed" | "failed", "name", "runtime": {library: version}, "network": "none" | "host",
-        "exchanges": [{"mode", "question", "answer", "seconds"}], "peak_rss_bytes": of the runtime, which makes room for
-        the whole context, or None, "notes": [str], "problem": str | None}
+        "exchanges": [{"mode", "question", "answer", "seconds"}], "register_seconds", "load_seconds": float or None,
+        "peak_rss_bytes": of the runtime, which makes room for the whole context, or None, "discovery": what the rules
+        of older runtimes make of it, {"listed_as": id or None, "problems": [str]}, "notes": [str],
+        "problem": str | None}
 
     A crash, a hang or a kill of the runtime ends only its own process and is such a problem; nothing is raised for it.
     """
     certificate: dict[str, Any] = {"status": "failed", "name": "", "runtime": {}, "network": "host", "exchanges": []}
-    certificate |= {"peak_rss_bytes": None, "notes": [], "problem": None}
+    certificate |= {"register_seconds": None, "load_seconds": None, "peak_rss_bytes": None}
+    certificate |= {"discovery": {"listed_as": None, "problems": []}, "notes": [], "problem": None}
     asked = [list(map(dict, conversation)) for conversation in conversations[: QUESTIONS_ASKED_AT_MOST - 1]]
     try:
         certificate["name"] = foundry.foundry_name(name, 1)
@@ -64,9 +69,44 @@ def certify(
             "max_tokens": CERTIFICATE_TOKENS,
             "home": str(_fresh_home(scratch)),
         }
-        return certificate | ask(RUNTIME, request, scratch, on_progress=on_progress)
+        certificate["discovery"] = discovery(artifact, certificate["name"], scratch)
+        certificate |= ask(RUNTIME, request, scratch, on_progress=on_progress)
+        if certificate["status"] == "passed" and certificate["discovery"]["problems"]:
+            problems = "; ".join(certificate["discovery"]["problems"])
+            return certificate | {"status": "failed", "problem": f"older Foundry Local would not list it: {problems}"}
+        return certificate
     except OlivepressError as error:
         return certificate | {"problem": str(error)}
+
+
+def discovery(artifact: Path, model_id: str, scratch: Path) -> dict[str, Any]:
+    """What the discovery of Foundry Local up to 2.0.1 makes of this model directory once it is in a cache.
+
+    Those runtimes know a model by inference_model.json alone; the rules of their scanner are applied to a cache that
+    holds the directory's small files beside another model. Before publishing the file is made as publishing does.
+
+    Returns:
+        {"listed_as": the id, or None, "problems": [str]}
+    """
+    with tempfile.TemporaryDirectory(prefix="discovery-", dir=scratch) as directory:
+        cache = Path(directory)
+        ours = cache / foundry.INFERENCE_MODEL_FILE.partition(".")[0]
+        for place, name in ((ours, model_id), (cache / "beside", "another-model:1")):
+            place.mkdir()
+            if place != ours or (artifact / foundry.GENAI_CONFIG_FILE).is_file():
+                (place / foundry.GENAI_CONFIG_FILE).touch()
+            (place / foundry.INFERENCE_MODEL_FILE).write_text(json.dumps({"Name": name}), encoding="utf-8")
+        own = artifact / foundry.INFERENCE_MODEL_FILE
+        if own.is_file():
+            shutil.copyfile(own, ours / foundry.INFERENCE_MODEL_FILE)
+        if (artifact / foundry.UNFINISHED_FILE).exists():
+            (ours / foundry.UNFINISHED_FILE).touch()
+        scan = foundry.scan_rules(cache)
+    listed_as = next((name for name, places in scan.directories.items() if ours in places), None)
+    problems = [problem.replace(f"{ours}/", "") for problem in scan.problems]
+    if listed_as is None and not problems:
+        problems.append(f"it has no {foundry.GENAI_CONFIG_FILE}, or a {foundry.UNFINISHED_FILE} of a download")
+    return {"listed_as": listed_as, "problems": problems}
 
 
 def chat(cache_dir: Path, model_id: str, questions: Sequence[str], *, max_tokens: int = CHAT_TOKENS) -> list[Exchange]:
@@ -81,7 +121,7 @@ def chat(cache_dir: Path, model_id: str, questions: Sequence[str], *, max_tokens
         RuntimeCrashed: the runtime ended without an answer.
         BadArtifact: the runtime does not list, load or answer with this model.
     """
-    if importlib.util.find_spec(SDK) is None:
+    if not has_sdk():
         raise ServiceUnavailable(
             "the Foundry Local runtime is not installed in this Python; install olivepress[worker] or foundry-local-sdk"
         )
@@ -98,6 +138,30 @@ def chat(cache_dir: Path, model_id: str, questions: Sequence[str], *, max_tokens
         with (scratch / "runtime.log").open("wb") as log:
             answer = ask(RUNTIME, request, scratch, log=log)
     return [Exchange(**exchange) for exchange in answer["exchanges"]]
+
+
+def has_sdk() -> bool:
+    """Whether the runtime is installed in this Python."""
+    return importlib.util.find_spec(SDK) is not None
+
+
+def register(cache_dir: Path, model_id: str, directory: Path) -> None:
+    """Register an installed version in a cache's local catalog by the SDK's own `register_model`.
+
+    Raises:
+        RuntimeCrashed: the runtime ended without an answer.
+        BadArtifact: the runtime does not take it.
+    """
+    with tempfile.TemporaryDirectory(prefix="olivepress-register-", ignore_cleanup_errors=True) as scratch:
+        request = {
+            "action": "register",
+            "cache_dir": str(cache_dir),
+            "model_id": model_id,
+            "artifact": str(directory),
+            "home": str(_fresh_home(Path(scratch))),
+        }
+        with (Path(scratch) / "runtime.log").open("wb") as log:
+            ask(RUNTIME, request, Path(scratch), log=log)
 
 
 def _fresh_home(scratch: Path) -> Path:

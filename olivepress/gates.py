@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any
+
+from olivepress.errors import BadRecipe
 
 NOT_MEASURED = "not measured"
 
@@ -99,7 +102,10 @@ class _Number:
 
 NUMBERS: Mapping[str, _Number] = {
     "max_kl_over_rounding": _Number(
-        ("quality", "kl_over_rounding"), "times", "distance from the source, as a multiple of what rounding makes", ("quality", "problem")
+        ("quality", "kl_over_rounding"),
+        "times",
+        "distance from the source, as a multiple of what rounding makes",
+        ("quality", "problem"),
     ),
     "max_kl_divergence": _Number(
         ("quality", "held_out", "kl_divergence"), "nats", "mean KL divergence from the source", ("quality", "problem")
@@ -128,11 +134,43 @@ CHECKS: Mapping[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-def without_hardware(limits: GateLimits) -> str | None:
-    """The first limit of time that names no hardware to hold on, and so could never fail; None where there is none."""
-    if limits.timing_hardware:
+def parse_limits(values: Mapping[str, Any], source: str = "gates") -> GateLimits:
+    """Limits from a recipe's mapping.
+
+    Raises:
+        BadRecipe: a name is no gate's, and which ones are near; or a value is of the wrong kind or range.
+    """
+    known = {field.name: field for field in fields(GateLimits)}
+    for name, value in values.items():
+        if name not in known:
+            near = get_close_matches(name, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"there is: {', '.join(known)}"
+            raise BadRecipe(f"{source}: there is no gate '{name}'; {hint}")
+        if problem := _wrong(name, value):
+            raise BadRecipe(f"{source}: {name} {problem}")
+    limits = GateLimits(**values)
+    timed = [name for name in TIMED if getattr(limits, name) is not None]
+    if timed and not limits.timing_hardware:
+        raise BadRecipe(
+            f"{source}: {timed[0]} holds only on the hardware it was chosen for; set timing_hardware to a hardware "
+            "class, as `olivepress workers --json` names it"
+        )
+    return limits
+
+
+def _wrong(name: str, value: Any) -> str | None:
+    """What is wrong with the value of a limit, and what to write instead."""
+    if name in CHECKS:
+        return None if isinstance(value, bool) else f"must be true or false, not {value!r}"
+    if value is None:
         return None
-    return next((name for name in TIMED if getattr(limits, name) is not None), None)
+    if name == "timing_hardware":
+        return None if isinstance(value, str) and value.strip() else "must be the text of a hardware class, or null"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        return f"must be a number of at least 0, or null for no limit, not {value!r}"
+    if name in ("min_prompts_passed", "min_top1_agreement") and value > 1:
+        return f"is a share, so it must be between 0 and 1, not {value!r}"
+    return None
 
 
 def evaluate(limits: GateLimits, report: Report) -> list[GateResult]:
@@ -158,7 +196,9 @@ def _judge(name: str, limit: Any, limits: GateLimits, report: Report) -> GateRes
     if name in CHECKS:
         return _check(name, report)
     if name in TIMED and (elsewhere := _elsewhere(limits, report)):
-        return GateResult(name, limit, _at(report, NUMBERS[name].path), Verdict.NOT_BINDING, elsewhere, NUMBERS[name].unit)
+        return GateResult(
+            name, limit, _at(report, NUMBERS[name].path), Verdict.NOT_BINDING, elsewhere, NUMBERS[name].unit
+        )
     return _number(name, limit, report)
 
 
@@ -222,5 +262,3 @@ def _at(report: Report, path: Sequence[str]) -> Any:
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value
-
-

@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from olivepress.errors import BadRecipe
+from olivepress.json_values import why_not_kept
 from olivepress.olive_builder_options import read_builder
 from olivepress.olive_reading import Options, Reading, options_of
-from olivepress.recipe_files import mistakes, not_json, parse_recipe
+from olivepress.recipe_files import mistakes, parse_recipe
 from olivepress.recipes import ExecutionProvider, Precision, Recipe
 
 Json = Mapping[str, Any]
@@ -77,8 +78,8 @@ def recipe_of_workflow(workflow: Any, source: str = "olive_config") -> Recipe:
     """
     if not isinstance(workflow, Mapping):
         raise BadRecipe(f"{source} holds no workflow; it needs 'input_model' and 'passes'")
-    if wrong := not_json(workflow):
-        raise BadRecipe(f"{source}: {wrong} is no JSON value; write text, numbers, true, false, lists and mappings")
+    if wrong := why_not_kept(workflow):
+        raise BadRecipe(f"{source}: {' '.join(wrong)}")
     read = Reading()
     values = _flattened(workflow, read)
     for key, value in values.items():

@@ -70,7 +70,7 @@ def read_quantization(directory: Path, config: dict[str, Any]) -> Quantization |
         raise _not_read(directory, method, f"with {bits} bits a weight", GPTQ_BITS if is_gptq else AWQ_BITS)
     if str(form).lower() not in (GPTQ_FORMATS if is_gptq else AWQ_FORMATS):
         raise _not_read(directory, method, f"in the format '{form}'", GPTQ_FORMATS if is_gptq else AWQ_FORMATS)
-    return Quantization(Method(method), bits, zero_is_less_one=is_gptq and str(form).lower() == "gptq")
+    return Quantization(Method(method), int(bits or 0), zero_is_less_one=is_gptq and str(form).lower() == "gptq")
 
 
 def _not_read(directory: Path, method: str, how: str, known: Iterable[object]) -> BadCheckpoint:

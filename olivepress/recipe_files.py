@@ -4,20 +4,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
-from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import ValidationError
 
 from olivepress.errors import BadRecipe
 from olivepress.gates import GateLimits, parse_limits
 from olivepress.jobs import digest_of
+from olivepress.json_values import why_not_kept
+from olivepress.recipe_keys import FoundryKeys, KeysModel, PassesKeys, PassKeys, RecipeKeys
 from olivepress.recipes import (
     BLOCK_SIZES,
     BUILT_IN,
-    DEFAULT_ACCURACY_LEVEL,
     KEPT_IN_8_BITS,
     MIXED_PRECISION_PARTS,
     Algorithm,
@@ -42,71 +42,6 @@ QUANTIZATION_KEYS = (
     "mixed_precision",
     "nodes_to_exclude",
 )
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Count = Annotated[int, Field(strict=True)]
-Flag = Annotated[bool, Field(strict=True)]
-
-
-class _Mapping(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class FoundryKeys(_Mapping):
-    """Generation defaults that the published model carries."""
-
-    max_length: Annotated[Count, Field(ge=16, le=2**24)] = FoundrySettings.max_length
-    """Tokens of prompt and answer together."""
-    temperature: Annotated[Number, Field(ge=0, le=2)] = FoundrySettings.temperature
-    """0: always the likeliest token."""
-    top_p: Annotated[Number, Field(gt=0, le=1)] = FoundrySettings.top_p
-    repetition_penalty: Annotated[Number, Field(ge=0.1, le=10)] = FoundrySettings.repetition_penalty
-
-
-class PassKeys(_Mapping):
-    """A pass of Olive and its options, in Olive's words."""
-
-    type: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9]{0,63}$", examples=["OnnxDynamicQuantization"])]
-    config: dict[str, Any] = {}
-
-
-class PassesKeys(_Mapping):
-    """Passes of Olive around the model builder."""
-
-    before: Annotated[tuple[PassKeys, ...], Field(max_length=16)] = ()
-    """They work on the checkpoint."""
-    after: Annotated[tuple[PassKeys, ...], Field(max_length=16)] = ()
-    """They work on the ONNX model."""
-    builder_precision: Precision | None = None
-    """What the model builder writes, where a pass after it makes the recipe's `precision` of it."""
-
-
-class RecipeKeys(_Mapping):
-    """What a checkpoint is turned into. Only `precision` is needed, and `name` where it is kept under one."""
-
-    model_config = ConfigDict(title="olivepress recipe")
-
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", examples=["phi-small"])] | None = None
-    summary: Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f]*$")] | None = None
-    """When to use it, in a sentence."""
-    precision: Precision
-    block_size: Literal[16, 32, 64, 128, 256] = 32
-    """Weights that share a scale."""
-    is_symmetric: Flag = True
-    """False: every block has a zero point of its own. k_quant algorithms always do so."""
-    algorithm: Algorithm = Algorithm.DEFAULT
-    accuracy_level: Annotated[Count, Field(ge=0, le=4)] = DEFAULT_ACCURACY_LEVEL
-    """4: activations are rounded to 8 bits; 3: bf16; 2: fp16; 1: fp32; 0: onnxruntime chooses."""
-    mixed_precision: Annotated[str, Field(examples=["last_matmul:int8,mixed_layers:int8"])] | None = None
-    """Matrices that an int4 model keeps in 8 bits."""
-    nodes_to_exclude: Annotated[tuple[str, ...], Field(max_length=1000, examples=[["/lm_head/MatMul"]])] = ()
-    """Matrices that are not quantized, by their names in the ONNX graph."""
-    execution_provider: ExecutionProvider = ExecutionProvider.CPU
-    context_length: Annotated[Count, Field(ge=256, le=2**24)] | None = None
-    """Most tokens that the published model takes; Foundry Local makes room for all of them. Null: the checkpoint's."""
-    foundry: FoundryKeys = FoundryKeys()
-    gates: Annotated[dict[str, Any], WithJsonSchema(TypeAdapter(GateLimits).json_schema())] = {}
-    """Limits that keep a bad model from being published; null: no limit."""
-    olive_passes: PassesKeys = PassesKeys()
 
 
 @dataclass(frozen=True)
@@ -150,8 +85,8 @@ def mistakes(values: Mapping[str, Any]) -> list[Mistake]:
     """What is wrong with a recipe's keys, each by itself and together; empty if nothing is."""
     if "version" in values:
         return [Mistake("version", "is given by the stack; leave it out")]
-    if wrong := not_json(values):
-        return [Mistake(wrong, "is no JSON value; write text, numbers, true, false, lists and mappings")]
+    if wrong := why_not_kept(values):
+        return [Mistake(*wrong)]
     try:
         keys = RecipeKeys.model_validate(values)
     except ValidationError as error:
@@ -231,23 +166,6 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise BadRecipe(f"{path} is not {what}: it holds no mapping of keys to values")
     return values
-
-
-def not_json(value: Any, place: str = "") -> str | None:
-    """The path of the first part that JSON, or a database's JSON column, cannot hold; YAML has dates, for instance."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            inner = f"{place}.{key}" if place else str(key)
-            if wrong := (inner if not isinstance(key, str) or "\x00" in key else not_json(item, inner)):
-                return wrong
-        return None
-    if isinstance(value, list | tuple):
-        return next((wrong for item in value if (wrong := not_json(item, place))), None)
-    if isinstance(value, float):
-        return None if isfinite(value) else place
-    if isinstance(value, str):
-        return place if "\x00" in value else None
-    return None if value is None or isinstance(value, int) else place
 
 
 def suggested_name(values: Mapping[str, Any]) -> str:
@@ -396,6 +314,6 @@ def _choices(place: str) -> str | None:
 
 
 def _known_keys(place: tuple[int | str, ...]) -> list[str]:
-    models: dict[str, type[_Mapping]] = {"foundry": FoundryKeys, "olive_passes": PassesKeys}
+    models: dict[str, type[KeysModel]] = {"foundry": FoundryKeys, "olive_passes": PassesKeys}
     model = models.get(str(place[0]), RecipeKeys) if len(place) == 1 else PassKeys if place else RecipeKeys
     return list(model.model_fields)

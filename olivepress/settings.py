@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     store_url: str | None = Field(default=None, pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[!-~]*)?$")
     """An S3-compatible bucket instead of a directory, such as s3://models/olivepress."""
     store_endpoint: str | None = Field(default=None, pattern="^https?://[!-~]+$")
-    """Where the bucket's service is, if it is not AWS. This and the next three: else the usual AWS_* variables count."""
+    """Where the bucket's service is, if not AWS. For this and the next three, the usual AWS_* variables count, too."""
     store_region: str | None = None
     store_access_key: SecretStr | None = None
     store_secret_key: SecretStr | None = None
@@ -39,6 +39,8 @@ class Settings(BaseSettings):
     workspace_dir: Path | None = None
     checkpoint_roots: str = ""
     """Directories under which checkpoints may lie, separated like PATH."""
+    allow_pickle: bool = False
+    """Open weights that are a pickle (pytorch_model.bin), in the step's own process and as plain tensors only."""
 
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8720, ge=0, le=65535)

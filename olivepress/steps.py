@@ -40,12 +40,13 @@ def ingest_location(batch_id: int, checkpoint_path: str, base_path: str | None) 
     return digest_of(["ingest-location", batch_id, checkpoint_path, base_path])
 
 
-def ingest_key(file_identity: str, roots: list[str], fingerprint: str) -> str:
+def ingest_key(file_identity: str, limits: dict[str, Any], fingerprint: str) -> str:
     """Key of what ingest found in files of this identity (`checkpoint_files.file_identity`).
 
-    The allowed roots are part of it: what an administrator has closed must not be remembered as open.
+    The limits (allowed roots, whether pickles may be opened) are part of it: what an administrator has closed must not
+    be remembered as open.
     """
-    return step_key(StepKind.INGEST, {"identity": file_identity}, {"roots": roots}, fingerprint)
+    return step_key(StepKind.INGEST, {"identity": file_identity}, limits, fingerprint)
 
 
 def key_of(kind: StepKind, job: JobFacts, done: Done, fingerprint: str) -> str | None:

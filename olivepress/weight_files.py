@@ -54,7 +54,8 @@ def refuse_without_weights(directory: Path, wanted: str) -> NoReturn:
     if pickles:
         raise UnsafeCheckpoint(
             f"{directory} has its weights in a pickle ({pickles[0]}), which can run any code when it is opened; load "
-            "it where you trust it and save it as safetensors with model.save_pretrained(...)"
+            "it where you trust it and save it as safetensors with model.save_pretrained(...), or let an administrator "
+            "allow it with OLIVEPRESS_ALLOW_PICKLE=true (then only plain tensors are read from it)"
         )
     others = [path for path in files if path.suffix in OTHER_FORMATS]
     if others:

@@ -15,6 +15,7 @@ claimed ── remembered by identity (ingest) ───────────
 
 import time
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -143,10 +144,13 @@ class Attempt:
         return self._lease.finish(AttemptOutcome.SUCCEEDED, succeed)
 
     def _ingest_key(self, identity: str) -> str:
-        return ingest_key(identity, self._roots(), self._runtime.offer.fingerprint)
+        return ingest_key(identity, self._limits(), self._runtime.offer.fingerprint)
 
-    def _roots(self) -> list[str]:
-        return [str(root) for root in self._runtime.settings.roots]
+    def _limits(self) -> dict[str, Any]:
+        """What the administrator lets ingest read."""
+        settings = self._runtime.settings
+        pickles = {"allow_pickle": True} if settings.allow_pickle else {}
+        return {"roots": [str(root) for root in settings.roots], **pickles}
 
     def _recall(self, key: str) -> AttemptOutcome | None:
         offer, has_artifact = self._runtime.offer, self._runtime.store.has
@@ -216,7 +220,7 @@ class Attempt:
     def _request(self, workspace: Workspace, inputs: dict[str, Path], grant: Grant) -> ChildRequest:
         spec = spec_of(self._held.kind, self._job, self._done)
         if self._held.kind is StepKind.INGEST:
-            spec["roots"] = self._roots()
+            spec |= self._limits()
         if self._held.kind is StepKind.CONVERT:
             base = base_of(self._job)
             spec["base"] = str(base) if base else None

@@ -85,13 +85,10 @@ class _Keeper:
         os.set_blocking(self._wake, False)
         os.set_blocking(self._awake, False)
         self._before = {
-            number: signal.signal(number, handler)
-            for number, handler in {
-                signal.SIGTERM: self._end,
-                signal.SIGCHLD: lambda *_: None,
-                signal.SIGINT: signal.SIG_IGN,
-                signal.SIGHUP: signal.SIG_IGN,
-            }.items()
+            signal.SIGTERM: signal.signal(signal.SIGTERM, self._end),
+            signal.SIGCHLD: signal.signal(signal.SIGCHLD, lambda *_: None),
+            signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+            signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_IGN),
         }
         signal.set_wakeup_fd(self._awake, warn_on_full_buffer=False)
 

@@ -51,7 +51,7 @@ class Lease:
         self._noted_at = asked_at - NOTE_EVERY_S
         self._has_failed = False
         self._progress: tuple[str | None, float | None] = (None, None)
-        self._shown = self._progress
+        self._shown: tuple[str | None, float | None] = (None, None)
         self._looked: Callable[[], Noted] | None = None
         self._noted = Noted()
         self._lost: str | None = None

@@ -1,4 +1,4 @@
-"""The content of a version: its manifest and its files, whole or in ranges, for pulls that can go on where they were."""
+"""The content of a version: its manifest and its files, whole or in ranges."""
 
 import re
 from collections.abc import Iterator

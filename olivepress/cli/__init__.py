@@ -56,7 +56,11 @@ class Commands(LazyGroup):
         "inspect": LazyCommand("olivepress.cli.inspect", "inspect", "Say what a checkpoint is, without a stack.", JOBS),
         "recipes": LazyCommand("olivepress.cli.recipes", "app", "List what a checkpoint can become.", JOBS),
         "models": LazyCommand("olivepress.cli.models", "models", "List models, or the versions of one.", MODELS),
+        "pull": LazyCommand("olivepress.cli.pull", "pull", "Download a version into a directory.", MODELS),
         "install": LazyCommand("olivepress.cli.install", "install", "Install a version into Foundry Local.", MODELS),
+        "uninstall": LazyCommand(
+            "olivepress.cli.uninstall", "uninstall", "Remove a version from Foundry Local.", MODELS
+        ),
         "up": LazyCommand("olivepress.cli.up", "up", "Run the whole stack on this machine.", STACK, "worker"),
         "demo": LazyCommand("olivepress.cli.demo", "demo", "Show the whole way on tiny models.", STACK, "worker"),
         "backup": LazyCommand(

@@ -1,43 +1,67 @@
 """`olivepress install`: a model version into the cache of Foundry Local on this machine."""
 
+import logging
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from olivepress import foundry_index, foundry_runtime
 from olivepress.cli.options import AsJson, Team
-from olivepress.cli.output import connect, console, emit
+from olivepress.cli.output import connect, download_bar, emit
 from olivepress.client import DEFAULT_TEAM, Client
-from olivepress.foundry import SUMS_FILE
-from olivepress.foundry_cache import Installed, install_into_cache
+from olivepress.errors import OlivepressError
+from olivepress.fetching import Fetch, held
+from olivepress.foundry import SUMS_FILE, UNFINISHED_FILE
+from olivepress.foundry_cache import (
+    PUBLISHER,
+    Installed,
+    install_into_cache,
+    installed_numbers,
+    partial_of,
+    uninstall_from_cache,
+)
 from olivepress.registry import parse_reference
+
+log = logging.getLogger(__name__)
 
 
 def install(
     reference: Annotated[str, typer.Argument(metavar="NAME[:VERSION|@ALIAS]", help="Default version: @latest.")],
     foundry_cache: Annotated[Path, typer.Option(metavar="DIR", help="Foundry Local's cache directory.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Then uninstall the other versions of this model.")
+    ] = False,
     team: Team = DEFAULT_TEAM,
     as_json: AsJson = False,
 ) -> None:
     """Install a version into Foundry Local.
 
-    Every file is verified against its checksum. Installing again changes nothing.
+    Downloads only what no installed version of the model has, verifies all of it, and goes on where an earlier call was
+    interrupted. Installing again changes nothing. Other versions stay, unless --replace is given.
 
     [bold]Examples[/]
       olivepress install support-en-int4 --foundry-cache ~/.foundry/cache/models
-      olivepress install support-en-int4:3 --foundry-cache ./cache
-      olivepress install support-en-int4@production --foundry-cache ./cache --json
+      olivepress install support-en-int4@production --foundry-cache ./cache --replace
+      olivepress install support-en-int4:3 --foundry-cache ./cache --json
     """
     wanted = parse_reference(reference)
     with connect() as client:
         version = client.version(wanted, team)
         installed = install_version(client, version, foundry_cache)
+    replaced = []
+    for number in installed_numbers(foundry_cache, version["model"]) if replace else ():
+        if number != version["number"]:
+            replaced.append(uninstall_from_cache(foundry_cache, version["model"], number).model_id)
     if as_json:
-        emit({"id": installed.model_id, "directory": str(installed.directory), "was_there": installed.was_there})
-    else:
-        happened = "was installed before" if installed.was_there else "is installed"
-        typer.echo(f"{installed.model_id} {happened}: {installed.directory}")
+        found = {"id": installed.model_id, "directory": str(installed.directory), "was_there": installed.was_there}
+        emit(found | {"replaced": replaced})
+        return
+    happened = "was installed before" if installed.was_there else "is installed"
+    typer.echo(f"{installed.model_id} {happened}: {installed.directory}")
+    for model_id in replaced:
+        typer.echo(f"{model_id} is uninstalled")
 
 
 def install_version(client: Client, version: dict[str, Any], cache_dir: Path) -> Installed:
@@ -48,14 +72,40 @@ def install_version(client: Client, version: dict[str, Any], cache_dir: Path) ->
         DiskFull: no room in the cache.
     """
     sums = client.read_file(version, SUMS_FILE).decode("utf-8")
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
-        download = progress.add_task(version["version"], total=None)
-
-        def show(done_bytes: int, total_bytes: int) -> None:
-            progress.update(download, completed=done_bytes, total=total_bytes)
+    shelf = cache_dir.expanduser().resolve() / PUBLISHER
+    target = shelf / f"{version['model']}-{version['number']}"
+    others = [shelf / f"{version['model']}-{number}" for number in installed_numbers(cache_dir, version["model"])]
+    with download_bar(version["version"]) as show:
 
         def write(directory: Path) -> None:
-            client.write_files(version, directory, show)
+            partial = partial_of(target)
+            with held(partial, version["version"]):
+                fetch = Fetch(client, version, client.artifact_manifest(version), partial, show)
+                fetch.files.mkdir(exist_ok=True)
+                # Older runtimes look into every directory of the cache, and take this for no model.
+                (fetch.files / UNFINISHED_FILE).touch()
+                fetch.run([target, *reversed(others)], keep=frozenset({UNFINISHED_FILE}))
+                fetch.move_into(directory)
+            shutil.rmtree(partial, ignore_errors=True)
 
-        return install_into_cache(write, cache_dir, version["model"], version["number"], sums=sums)
+        return install_into_cache(
+            write, cache_dir, version["model"], version["number"], sums=sums, register=register_by_sdk
+        )
+
+
+def register_by_sdk(cache_dir: Path, model_id: str, directory: Path) -> None:
+    """Add a version to the local catalog: by the SDK where it is installed, which knows its own index best; else, or
+    where it declines, by writing the index beside the entries of others.
+
+    Raises:
+        BadArtifact, ServiceUnavailable, DiskFull: see `foundry_index.register`.
+    """
+    if foundry_index.is_registered(cache_dir, model_id, directory):
+        return
+    if foundry_runtime.has_sdk():
+        try:
+            foundry_runtime.register(cache_dir, model_id, directory)
+        except OlivepressError as error:
+            log.info("not registered by the SDK, so in the index itself: %s", error)
+    if not foundry_index.is_registered(cache_dir, model_id, directory):
+        foundry_index.register(cache_dir, model_id, directory)

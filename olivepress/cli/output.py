@@ -3,10 +3,13 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from olivepress.client import Client, Connection
 
@@ -25,6 +28,15 @@ def console(*, stderr: bool = False) -> Console:
     is_terminal = (sys.stderr if stderr else sys.stdout).isatty()
     width = None if is_terminal else shutil.get_terminal_size(PIPE_SIZE).columns
     return Console(stderr=stderr, width=width, highlight=False)
+
+
+@contextmanager
+def download_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error; gives what to call with the bytes done and the bytes in all."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console(stderr=True), transient=True) as progress:
+        download = progress.add_task(what, total=None)
+        yield lambda done_bytes, total_bytes: progress.update(download, completed=done_bytes, total=total_bytes)
 
 
 def emit(value: Any) -> None:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, Double, insert, literal, select
+from sqlalchemy import JSON, BigInteger, Double, Text, case, insert, literal, select
 from sqlalchemy.orm import Session
 
+from olivepress.database.many_rows import many_rows
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import BatchRow, JobRow, PromptSetRow, StepRow
 from olivepress.database.upsert import upsert
@@ -50,75 +51,86 @@ def insert_batch(
     batch_id = session.scalar(new.returning(BatchRow.id))
     if batch_id is None:
         return None
-    shared_prompts = _store_prompts(session, manifest.prompts) if manifest.prompts else None
-    recipes = {name: recipe.to_dict() for name, recipe in {job.recipe.name: job.recipe for job in wanted}.items()}
-    rows = [
-        {
-            "batch_id": batch_id,
-            "team": manifest.team,
-            "checkpoint_name": job.checkpoint_name,
-            "checkpoint_path": job.entry.path,
-            "base_path": job.entry.base,
-            "recipe_name": job.recipe.name,
-            "recipe": recipes[job.recipe.name],
-            "model_name": job.model_name,
-            "alias": manifest.alias,
-            "pool": manifest.pool,
-            "prompts_digest": _store_prompts(session, job.entry.prompts) if job.entry.prompts else shared_prompts,
-            "priority": manifest.priority,
-            "is_fresh": manifest.fresh,
-            "state": JobState.QUEUED,
-            "cancel_requested": False,
-            "created_at": now,
-        }
-        for job in wanted
-    ]
-    returning = insert(JobRow).returning(JobRow.id, sort_by_parameter_order=True)
-    job_ids = list(session.scalars(returning, rows))
-    _insert_steps(session, batch_id, [_first_step(*pair) for pair in zip(job_ids, rows, strict=True)], now)
+    job_ids = _insert_jobs(session, batch_id, manifest, wanted, now)
+    locations = [ingest_location(batch_id, job.entry.path, job.entry.base) for job in wanted]
+    _insert_steps(session, batch_id, dict(zip(job_ids, locations, strict=True)), now)
     return BatchId(batch_id), [JobId(job_id) for job_id in job_ids]
 
 
-def _insert_steps(session: Session, batch_id: int, first: list[dict[str, Any]], now: float) -> None:
-    """The steps of all jobs of a batch: the first of each is queued, the others are made inside the database."""
-    # Without it the keys that are NULL would split the one statement into thousands.
-    session.execute(insert(StepRow).execution_options(render_nulls=True), first)
-    for position, kind in enumerate(STEP_ORDER[1:], start=1):
+def _insert_jobs(session: Session, batch_id: int, manifest: Manifest, wanted: list[WantedJob], now: float) -> list[int]:
+    """Ids of the new jobs, in the order of `wanted`."""
+    recipes = list({job.recipe.name: job.recipe for job in wanted}.values())
+    places = {recipe.name: place for place, recipe in enumerate(recipes)}
+    shared_prompts = _store_prompts(session, manifest.prompts) if manifest.prompts else None
+    found = many_rows(
+        session,
+        [
+            (
+                job.checkpoint_name,
+                job.entry.path,
+                job.entry.base,
+                job.model_name,
+                _store_prompts(session, job.entry.prompts) if job.entry.prompts else shared_prompts,
+                places[job.recipe.name],
+            )
+            for job in wanted
+        ],
+    )
+    by_recipe = [(found.number(5) == place, recipe) for place, recipe in enumerate(recipes)]
+    values: dict[Any, Any] = {
+        JobRow.batch_id: literal(batch_id),
+        JobRow.team: literal(manifest.team),
+        JobRow.checkpoint_name: found.text(0),
+        JobRow.checkpoint_path: found.text(1),
+        JobRow.base_path: found.text(2),
+        JobRow.model_name: found.text(3),
+        JobRow.prompts_digest: found.text(4),
+        JobRow.recipe_name: case(*((is_it, literal(recipe.name)) for is_it, recipe in by_recipe)),
+        JobRow.recipe: case(*((is_it, literal(recipe.to_dict(), JSON)) for is_it, recipe in by_recipe)),
+        JobRow.alias: literal(manifest.alias),
+        JobRow.pool: literal(manifest.pool, Text),
+        JobRow.priority: literal(manifest.priority),
+        JobRow.is_fresh: literal(manifest.fresh),
+        JobRow.state: literal(JobState.QUEUED.value),
+        JobRow.cancel_requested: literal(False),
+        JobRow.created_at: literal(now, Double),
+    }
+    rows = select(*values.values()).order_by(found.order)
+    session.execute(insert(JobRow).from_select(list(values), rows, include_defaults=False))
+    # They went in one after the other, so their ids ascend as they do.
+    return list(session.scalars(select(JobRow.id).where(JobRow.batch_id == batch_id).order_by(JobRow.id)))
+
+
+def _insert_steps(session: Session, batch_id: int, locations: dict[int, str], now: float) -> None:
+    """The steps of all jobs of a batch, made inside the database; the first of each is queued.
+
+    Args:
+        locations: the key of each job's ingest, by job id.
+    """
+    found = many_rows(session, list(locations.items()))
+    for position, kind in enumerate(STEP_ORDER):
+        is_first = position == 0
         values: dict[Any, Any] = {
             StepRow.job_id: JobRow.id,
             StepRow.kind: literal(kind.value),
             StepRow.position: literal(position),
-            StepRow.state: literal(StepState.BLOCKED.value),
+            StepRow.state: literal(StepState.QUEUED.value if is_first else StepState.BLOCKED.value),
             StepRow.team: JobRow.team,
             StepRow.pool: JobRow.pool,
             # As jobs.rank computes it.
             StepRow.rank: literal(rank(0, position)) - 100 * JobRow.priority,
-            StepRow.memory_bytes: literal(0, BigInteger),
+            StepRow.memory_bytes: literal(INGEST_BYTES if is_first else 0, BigInteger),
             StepRow.scratch_bytes: literal(0, BigInteger),
             StepRow.run_at: literal(now, Double),
             StepRow.fence: literal(0),
             StepRow.attempts: literal(0),
         }
-        jobs = select(*values.values()).where(JobRow.batch_id == batch_id).order_by(JobRow.id)
-        session.execute(insert(StepRow).from_select(list(values), jobs, include_defaults=False))
-
-
-def _first_step(job_id: int, job: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "job_id": job_id,
-        "kind": STEP_ORDER[0],
-        "position": 0,
-        "state": StepState.QUEUED,
-        "team": job["team"],
-        "pool": job["pool"],
-        "rank": rank(job["priority"], 0),
-        "memory_bytes": INGEST_BYTES,
-        "scratch_bytes": 0,
-        "key": ingest_location(job["batch_id"], job["checkpoint_path"], job["base_path"]),
-        "run_at": job["created_at"],
-        "fence": 0,
-        "attempts": 0,
-    }
+        if is_first:
+            values[StepRow.key] = found.text(1)
+            rows = select(*values.values()).where(JobRow.id == found.number(0)).order_by(found.order)
+        else:
+            rows = select(*values.values()).where(JobRow.batch_id == batch_id).order_by(JobRow.id)
+        session.execute(insert(StepRow).from_select(list(values), rows, include_defaults=False))
 
 
 def _store_prompts(session: Session, prompts: list[DomainPrompt]) -> str:

@@ -179,10 +179,10 @@ def fail(session: Session, held: Claim, ending: Ending, *, may_retry: bool) -> b
         may_retry = may_retry and bool(more)
     values |= {"error_class": ending.error_class, "error_message": ending.error_message}
     if may_retry and held.attempt < jobs.MAX_ATTEMPTS:
-        values |= {
-            "state": StepState.QUEUED,
-            "run_at": DatabaseNow() + jobs.retry_delay_s(held.attempt, _jitter),
-        }
+        # A worker that died says nothing about the step: another need not wait.
+        is_lost = ending.outcome is AttemptOutcome.LEASE_LOST
+        delay_s = 0.0 if is_lost else jobs.retry_delay_s(held.attempt, _jitter)
+        values |= {"state": StepState.QUEUED, "run_at": DatabaseNow() + delay_s}
     else:
         values |= {
             "state": StepState.DEAD if may_retry else StepState.FAILED,

@@ -36,6 +36,11 @@ def _index_where_set(column: str) -> Index:
     return Index(f"ix_steps_{column}", column, sqlite_where=is_set, postgresql_where=is_set)
 
 
+def clean(text: str) -> str:
+    """A text as `CleanText` stores it."""
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
 class CleanText(TypeDecorator[str]):
     """Text without what PostgreSQL cannot hold: a NUL and half of a surrogate pair become U+FFFD.
 
@@ -47,7 +52,7 @@ class CleanText(TypeDecorator[str]):
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         """The text as it is stored."""
-        return _UNSTORABLE.sub("\ufffd", value) if value is not None else None
+        return clean(value) if value is not None else None
 
 
 class Table(DeclarativeBase):

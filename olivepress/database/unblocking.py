@@ -121,7 +121,7 @@ def refresh_job(session: Session, job_id: int) -> None:
     session.flush()
 
 
-def lock_waiting(session: Session, job_ids: list[int]) -> None:
+def lock_waiting(session: Session, job_ids: Select[int] | list[int]) -> None:
     """Hold the steps of these jobs that did not start, so that nobody else moves them before the commit.
 
     Everybody who changes states locks steps first, in the order of their ids, then jobs: else two of them could wait

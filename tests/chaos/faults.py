@@ -25,6 +25,7 @@ from tests.doubles.services import Service
 
 NOTHING_LEFT_WITHIN_S = 2.0
 LOOK_EVERY_S = 0.1
+NO_DATABASE = "the database does not answer"
 STOP_WITHIN_S = 20.0
 
 
@@ -81,6 +82,16 @@ class Faults:
         """Do what is due, or all that is left."""
         while self._agenda and (all_of_it or self._agenda[0][0] <= time.monotonic()):
             heapq.heappop(self._agenda)[2]()
+
+    def look_after(self) -> None:
+        """Start services again that ended by themselves, as a process manager does: those that found no database."""
+        for service in self.stack.services.values():
+            if service.is_running or service.name in self._busy:
+                continue
+            if NO_DATABASE not in service.last_lines(3):
+                self.problems.append(f"{service.name} ended by itself:\n{service.last_lines()}")
+            self.counts["service ended: no database at its start"] += 1
+            self._start_again(service, 0.5)
 
     def kill_child(self) -> None:
         """Kill the process of a running step: it leads a session of its own below a forkserver."""
@@ -233,7 +244,7 @@ class Faults:
             self.later(LOOK_EVERY_S, lambda: self._see_the_end_of_service(worker, deadline))
             return
         code = worker.ended() if not worker.is_running else None
-        if code != 0:
+        if not worker.has_ended_well(code):
             self.problems.append(f"{worker.name} ended with {code} when it was asked to stop:\n{worker.last_lines()}")
             worker.kill()
         self._repair(worker.name, self.chance.uniform(0, 2.0), worker.start)

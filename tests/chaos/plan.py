@@ -82,7 +82,7 @@ def make_plan(seed: int, seconds: float, directory: Path) -> Plan:
     chance = random.Random(seed)
     known: list[PlannedCheckpoint] = []
     plan = Plan()
-    count = max(5, round(seconds / BATCH_EVERY_S))
+    count = max(4, round(seconds / BATCH_EVERY_S))
     for number in range(1, count + 1):
         checkpoints = _checkpoints(chance, known, directory, number)
         # Most come early, so that the end of the run is not their first second.
@@ -93,7 +93,7 @@ def make_plan(seed: int, seconds: float, directory: Path) -> Plan:
             checkpoints=checkpoints,
             recipes=tuple(chance.sample(RECIPES, chance.choice((1, 2, 2)))),
             at_share=share,
-            cancel_after_s=chance.uniform(0.2, 2.5) if number % 6 == 5 else None,
+            cancel_after_s=chance.uniform(0.2, 2.5) if number % 4 == 3 else None,
         )
         plan.batches.append(batch)
     plan.batches.sort(key=lambda batch: batch.at_share)

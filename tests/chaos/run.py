@@ -123,7 +123,7 @@ def run(directory: Path, plan: Plan, kind: str, seed: int, seconds: float, lease
         for process in stack.strays():
             process.kill()
         for name, code in end(stack).items():
-            if code != 0:
+            if not stack.services[name].has_ended_well(code):
                 last = stack.services[name].last_lines()
                 outcome.problems.append(f"{name} ended with {code} when it was asked to stop:\n{last}")
         outcome.problems += checks.no_strays(stack, STRAYS_GONE_WITHIN_S)
@@ -140,6 +140,7 @@ def _let_things_go_wrong(faults: Faults, seconds: float) -> None:
     next_fault = time.monotonic() + FAULT_EVERY_S[1]
     while time.monotonic() < finish:
         faults.work_off()
+        faults.look_after()
         if time.monotonic() >= next_fault:
             faults.happen()
             next_fault = time.monotonic() + faults.chance.uniform(*FAULT_EVERY_S)
@@ -157,9 +158,7 @@ def _wait_for_the_end(stack: ChaosStack, plan: Plan, submitter: Submitter, fault
             return [f"submitting failed: {submitter.error!r}"]
         if not submitter.is_alive() and _count_unfinished(stack) == 0:
             return []
-        for service in stack.services.values():
-            if not service.is_running:
-                return [f"{service.name} ended by itself:\n{service.last_lines()}"]
+        faults.look_after()
         time.sleep(0.1)
     return [f"not everything was over {within_s:.0f} s after the last fault: {_count_unfinished(stack)} jobs are not"]
 

@@ -31,6 +31,7 @@ SLOTS = 2
 WORKERS = 3
 STARTED_WITHIN_S = 20.0
 CLONE_NEWNS = 0x20000
+MNT_DETACH = 2
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
 
 
@@ -141,9 +142,10 @@ def running_stack(directory: Path, kind: str, lease_s: float, store_bytes: int) 
         database = Database(url)
         closing.callback(database.dispose)
         upgrade(database)
-        stack = _stack(
-            directory, database, redis, postgres, lease_s, _small_disk(directory / "data/store", store_bytes)
-        )
+        is_small_disk = _small_disk(directory / "data/store", store_bytes)
+        if is_small_disk:
+            closing.callback(_unmount, directory / "data/store")
+        stack = _stack(directory, database, redis, postgres, lease_s, is_small_disk)
         try:
             for service in stack.services.values():
                 service.start()
@@ -221,3 +223,7 @@ def _small_disk(place: Path, size_bytes: int) -> bool:
     if libc.unshare(CLONE_NEWNS) != 0 or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) != 0:
         return False
     return bool(libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", 0, f"size={size_bytes}".encode()) == 0)
+
+
+def _unmount(place: Path) -> None:
+    ctypes.CDLL(None).umount2(str(place).encode(), MNT_DETACH)

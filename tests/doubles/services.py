@@ -26,10 +26,13 @@ class Service:
         self.name, self.log_file = name, log_file
         self.command, self.environment = command, dict(environment)
         self.process: subprocess.Popen[bytes] | None = None
+        self.started_at = 0.0
+        """By the monotonic clock."""
 
     def start(self) -> None:
         """Start it; it must not run."""
         assert not self.is_running, f"{self.name} runs already"
+        self.started_at = time.monotonic()
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 [*LIFETIME, str(os.getpid()), *self.command],
@@ -90,6 +93,11 @@ class Service:
         except subprocess.TimeoutExpired:
             self.kill()
             return None
+
+    def has_ended_well(self, code: int | None) -> bool:
+        """Whether this is the end of a service that was asked for it; one that still starts may die of SIGTERM."""
+        is_new = time.monotonic() - self.started_at < STOP_WITHIN_S
+        return code == 0 or (code == -signal.SIGTERM and is_new)
 
     def last_lines(self, count: int = 15) -> str:
         """The end of its log."""

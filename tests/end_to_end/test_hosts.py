@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -195,6 +196,7 @@ def _running(network: Network, directory: Path, postgres: PostgresServer, redis:
         slots="1",
         store_dir=str(directory / "store"),
         signal_again_after_s="3",
+        shutdown_grace_s="1",
     )
     options = ["--lease", str(LEASE_S), "--never-give-up"]
     commands = {"api": product("api"), "scheduler": double("scheduler", *options)}
@@ -219,7 +221,9 @@ def _running(network: Network, directory: Path, postgres: PostgresServer, redis:
             yield Hosts(network, database, client, checkpoints, workers, iter(range(1, 1000)))
     finally:
         for service in services.values():
-            service.stop()
+            service.signal(signal.SIGTERM)
+        for service in services.values():
+            service.ended()
         database.dispose()
 
 
@@ -231,7 +235,7 @@ def _on_host(network: Network, host: str, command: list[str]) -> list[str]:
 
 @pytest.mark.parametrize(
     ("seconds", "ends"),
-    [(9.0, "would go on for longer than its lease"), (1.0, "has its result while nobody can be told")],
+    [(6.5, "would go on for longer than its lease"), (1.0, "has its result while nobody can be told")],
 )
 def test_a_step_of_a_host_that_is_cut_off_runs_elsewhere_and_its_stale_result_is_void(
     hosts: Hosts, seconds: float, ends: str

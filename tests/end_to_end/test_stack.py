@@ -155,9 +155,14 @@ def test_a_killed_child_ends_its_attempt_and_the_step_is_tried_again(
     batch_id = submit(client, {"path": str(models / "phi"), "name": "crashed"}, recipes=["cpu-int8"])
     wait_until(in_step(client, batch_id, "convert"), JOB_WITHIN_S, every_s=0.02)
     worker = stack.part("worker")
-    # The child leads a session of its own; the forkserver and its helpers are in the worker's.
-    (child,) = [process for process in worker.children(recursive=True) if os.getsid(process.pid) == process.pid]
-    child.send_signal(signal.SIGKILL)
+
+    def children() -> list[psutil.Process]:
+        # The child leads a session of its own; the forkserver and its helpers are in the worker's.
+        return [process for process in worker.children(recursive=True) if os.getsid(process.pid) == process.pid]
+
+    # The step runs by the database a moment before its process does.
+    wait_until(children, JOB_WITHIN_S, every_s=0.02)
+    children()[0].send_signal(signal.SIGKILL)
     job = finished(client, batch_id)["crashed cpu-int8"]
     assert job["state"] == JobState.SUCCEEDED
     attempts = [attempt for step in client.job(job["id"])["steps"] for attempt in step["attempts"]]

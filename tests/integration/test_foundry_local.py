@@ -14,7 +14,8 @@ import pytest
 from olivepress import foundry_runtime
 from olivepress.errors import BadArtifact
 from olivepress.foundry import inference_model_json, sums_text
-from olivepress.foundry_cache import catalog_entry, install_into_cache
+from olivepress.foundry_cache import install_into_cache
+from olivepress.foundry_index import catalog_entry
 from olivepress.foundry_runtime import certify, chat
 from olivepress.recipes import FoundrySettings
 from tests.artifacts import converted, rewrite_json

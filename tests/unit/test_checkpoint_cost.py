@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from olivepress.conversion_cost import MIB, Sizes, predicted_cost
-from olivepress.recipes import BUILT_IN, Algorithm, Precision, Recipe
+from olivepress.recipes import BUILT_IN, Algorithm, OlivePasses, Precision, Recipe
 
 # Qwen2.5-0.5B: 494 million parameters, 988 MB in bfloat16, head tied to 136 million of embeddings.
 HALF_BILLION = Sizes(
@@ -68,3 +68,22 @@ def test_a_smaller_format_is_predicted_smaller() -> None:
     ]
 
     assert sizes == sorted(sizes)
+
+
+def test_k_quant_with_its_own_mixed_precision_is_as_large_as_the_same_spelt_out() -> None:
+    mixed = dataclasses.replace(INT4, algorithm=Algorithm.K_QUANT_MIXED, is_symmetric=False)
+    spelt_out = dataclasses.replace(
+        INT4, algorithm=Algorithm.K_QUANT, is_symmetric=False, mixed_precision="last_matmul:int8,mixed_layers:int8"
+    )
+
+    assert predicted_cost(HALF_BILLION, mixed) == predicted_cost(HALF_BILLION, spelt_out)
+
+
+def test_a_pass_after_the_builder_needs_room_for_what_the_builder_writes() -> None:
+    passes = OlivePasses(after=({"type": "OnnxDynamicQuantization", "config": {}},), builder_precision=Precision.FP32)
+    recipe = dataclasses.replace(INT4, precision=Precision.INT8, block_size=None, olive_passes=passes)
+
+    plain, with_pass = (predicted_cost(HALF_BILLION, one) for one in (BUILT_IN["cpu-fp32"], recipe))
+
+    assert with_pass.peak_ram_bytes > plain.peak_ram_bytes
+    assert with_pass.scratch_bytes == plain.scratch_bytes + plain.output_bytes

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from olivepress import foundry_cache
+from olivepress import foundry_index
 from olivepress.errors import BadArtifact, BadManifest, DiskFull, NotAllowed, ServiceUnavailable
 from olivepress.file_lock import exclusive
 from olivepress.foundry import sums_text
@@ -255,7 +255,7 @@ def test_the_index_is_not_written_while_the_runtime_holds_its_lock(
 ) -> None:
     source, cache = _published(tmp_path / "source"), tmp_path / "cache"
     cache.mkdir()
-    monkeypatch.setattr(foundry_cache, "INDEX_WAIT_S", 0.1)
+    monkeypatch.setattr(foundry_index, "INDEX_WAIT_S", 0.1)
 
     with exclusive(cache / "foundry.local.modelinfo.lock", wait_s=0, what="the index"):
         with pytest.raises(ServiceUnavailable, match="in use by another process"):

@@ -1,4 +1,4 @@
-"""The memory of a step: in cgroups, by a double of their directory tree (these machines give none away), and by looking."""
+"""The memory of a step: in cgroups, by a double of their directory tree (few machines give any away), or by looking."""
 
 import os
 import shutil

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from olivepress.auto_opt import recipe_for
 from olivepress.errors import BadRecipe, UnknownRecipe
 from olivepress.jobs import StepKind
 from olivepress.recipe_files import (
-    RecipeKeys,
     content_digest,
     parse_recipe,
     read_mapping,
@@ -19,6 +19,7 @@ from olivepress.recipe_files import (
     to_keys,
     to_yaml,
 )
+from olivepress.recipe_keys import RecipeKeys
 from olivepress.recipes import BUILT_IN, ExecutionProvider, Precision, Recipe, recipe_named
 from olivepress.steps import JobFacts, StepResult, spec_of
 
@@ -249,6 +250,26 @@ class TestFiles:
         file.write_text("precision: int4\nolive_passes: {after: [{type: A, config: {since: 2026-01-01}}]}\n")
         with pytest.raises(BadRecipe, match=r"olive_passes\.after\.config\.since is no JSON value"):
             parse_recipe(read_mapping(file, "a recipe"), "a.yaml")
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"a": "x" * 70_000},
+            {"a": [1] * 6000},
+            {"a": reduce(lambda inner, _: [inner], range(2000), [])},
+            {"a": 2**60},
+        ],
+        ids=["long", "many", "deep", "large"],
+    )
+    def test_more_than_a_jobs_row_should_hold_is_refused(self, config: dict[str, Any]) -> None:
+        with pytest.raises(BadRecipe, match=r"more than a recipe can hold|is no JSON value"):
+            own(olive_passes={"after": [{"type": "A", "config": config}]})
+
+    def test_aliases_of_yaml_do_not_grow_without_end(self, tmp_path: Path) -> None:
+        lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))]
+        (tmp_path / "a.yaml").write_text("\n".join(lines))
+        with pytest.raises(BadRecipe, match="more than a recipe can hold"):
+            parse_recipe(read_mapping(tmp_path / "a.yaml", "a recipe"), "a.yaml")
 
     def test_the_schema_describes_every_key(self) -> None:
         described = schema()

@@ -27,9 +27,10 @@ MS_PER_S = 1000.0
 
 LENGTHS = (16, 128, 512, 1024)
 NEW_TOKENS_AT_LENGTH = 16
-RUNS_AT_LENGTH = 5
+FEWEST_RUNS_AT_LENGTH, MOST_RUNS_AT_LENGTH = 3, 10
+# Beyond the fewest runs, a length is repeated no longer than this.
+REPEATED_FOR_S = 0.4
 LENGTHS_BUDGET_S = 20.0
-# A prompt that is so many times longer costs at most the square of that, for attention compares all tokens with all.
 LIMIT_CACHE_BYTES = 2**30
 
 
@@ -113,7 +114,7 @@ def measure_lengths(
             entries.append(_empty(length) | {"problem": _too_long(expected_s)})
             continue
         prompt = [text[position % len(text)] for position in range(length)]
-        entry, seconds = _at_length(model, prompt, left_s / (len(lengths) - place))
+        entry, seconds = _at_length(model, prompt, left_s)
         entries.append(entry)
         seconds_per_token = seconds / length if seconds else seconds_per_token
     return entries
@@ -125,7 +126,7 @@ def _at_length(model: GenaiModel, prompt: Sequence[int], budget_s: float) -> tup
     runs: list[Generation] = []
     memory: list[int] = []
     try:
-        while len(runs) < RUNS_AT_LENGTH and (not runs or time.perf_counter() - started < budget_s):
+        while _goes_on(len(runs), time.perf_counter() - started, budget_s):
             runs.append(
                 model.generate(
                     prompt,
@@ -143,6 +144,12 @@ def _at_length(model: GenaiModel, prompt: Sequence[int], budget_s: float) -> tup
         "rss_bytes": max(memory),
     }
     return _empty(len(prompt)) | measured, (time.perf_counter() - started) / len(runs)
+
+
+def _goes_on(runs: int, elapsed_s: float, budget_s: float) -> bool:
+    if runs >= MOST_RUNS_AT_LENGTH:
+        return False
+    return runs == 0 or elapsed_s < (budget_s if runs < FEWEST_RUNS_AT_LENGTH else min(budget_s, REPEATED_FOR_S))
 
 
 def _empty(length: int) -> dict[str, Any]:

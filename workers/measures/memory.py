@@ -48,7 +48,7 @@ def _status(field: str) -> int:
 
 
 def cache_bytes_per_token(genai_config: Mapping[str, Any], element_bytes: int = FP32_BYTES) -> int | None:
-    """What the key-value cache needs for each token: two tensors a layer, by genai_config.json; None where it is silent.
+    """What the key-value cache needs for each token, two tensors a layer; None where genai_config.json is silent.
 
     Source: Shazeer, "Fast Transformer Decoding" (2019), equation of the cache's size.
     """

@@ -48,7 +48,9 @@ def measure_quality(
         OtherVocabulary: nothing can be compared.
     """
     compared = [
-        _compared(section, logits_of, lambda share, place=place: report_progress((place + share) / len(reference.sections)))
+        _compared(
+            section, logits_of, lambda share, place=place: report_progress((place + share) / len(reference.sections))
+        )
         for place, section in enumerate(reference.sections)
     ]
     figures: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Whether the same messages become the same prompt three ways: transformers, onnxruntime-genai, Foundry's PromptTemplate.
+"""Whether messages become the same prompt three ways: transformers, onnxruntime-genai, Foundry's PromptTemplate.
 
 Unit: conversations. Method: sample conversations and the job's own are framed by the source's tokenizer in
 transformers (from the reference; without one by the artifact's own files, read with jinja2 and `tokenizers`), by the
@@ -6,7 +6,7 @@ artifact's own files, by the engine, and by the PromptTemplate of inference_mode
 is derived for it). The first two must be equal, token by token: otherwise tokenizer or template are not the
 source's. The engine's text must be equal; its tokens may differ where it is known to cut otherwise (see
 workers.measures.tokenizer_agreement), as far as ENGINE_SHARE; the PromptTemplate's text may differ in white space
-between turns and in a beginning that it cannot carry, as workers of that form say (olivepress.prompt_template).
+between turns and in a beginning that it cannot carry (see olivepress.prompt_template).
 """
 
 import json
@@ -28,6 +28,7 @@ from workers.measures.tokenizer_agreement import Framed, difference
 
 ENGINE_SHARE = 0.2
 TOKENS_COMPARED = 2000
+SHOWN_CHARACTERS = 160
 
 
 def compare_three_ways(
@@ -178,17 +179,22 @@ def _against_pieces(
 
 
 def _difference_of_pieces(text: str, messages: Sequence[Message], pieces: Mapping[str, str]) -> str | None:
-    filled = [pieces[message["role"]].replace(CONTENT, message["content"].strip()) for message in messages[:-1]]
-    filled.append(pieces["prompt"].replace(CONTENT, messages[-1]["content"].strip()))
-    pattern = r".*?" + r"\s*".join(_with_any_space(piece) for piece in filled) + r"\s*"
+    chosen = [pieces[message["role"]] for message in messages[:-1]] + [pieces["prompt"]]
+    filled = [
+        [words.strip() for words in (before, message["content"], after)]
+        for message, piece in zip(messages, chosen, strict=True)
+        for before, _, after in [piece.partition(CONTENT)]
+    ]
+    # White space may be any between turns and at the ends of a message, where templates cut it; within it counts.
+    pattern = r".*?" + r"\s*".join(re.escape(words) for turn in filled for words in turn) + r"\s*"
     if re.fullmatch(pattern, text, flags=re.DOTALL):
         return None
-    return f"text: {json.dumps(''.join(filled)[:160], ensure_ascii=False)} for {json.dumps(text[:160], ensure_ascii=False)}"
+    ours, theirs = (json.dumps(shown[:SHOWN_CHARACTERS], ensure_ascii=False) for shown in (_joined(filled), text))
+    return f"text: {ours} where the chat template writes {theirs}"
 
 
-def _with_any_space(piece: str) -> str:
-    """The piece as a pattern in which white space may be any: templates cut it at the ends of messages."""
-    return r"\s*".join(re.escape(word) for word in re.split(r"\s+", piece))
+def _joined(turns: Sequence[Sequence[str]]) -> str:
+    return "".join(words for turn in turns for words in turn)
 
 
 def _key(messages: Sequence[Message]) -> str:

@@ -9,7 +9,7 @@ from olivepress.checkpoint_files import LET_FINISH, hash_file, unreadable
 from olivepress.errors import CheckpointChanged
 from olivepress.recipes import Precision
 from workers.steps.context import StepContext
-from workers.toolchains import adapters, dequantized, olive, parity
+from workers.toolchains import adapters, dequantized, olive, parity, unpickled
 from workers.toolchains.conversion import Conversion
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
         log.info("recipe: %s", note)
     olive.refuse_unbuildable(spec["build"])
     olive.refuse_unsupported(spec["ingest"]["architecture"])
-    source, done = _plain_source(directory, base, spec["build"], context)
+    source, done = _plain_source(directory, base, spec, context)
     conversion = Conversion(directory, source, spec["build"], context.output, context.scratch / "olive")
     olive.build(conversion, lambda share: context.report_progress("build", done + (BUILT - done) * share))
     context.report_progress("check", BUILT)
@@ -54,18 +54,23 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     return {"parity": asdict(agreement), "notes": []}
 
 
-def _plain_source(
-    directory: Path, base: Path | None, options: dict[str, Any], context: StepContext
-) -> tuple[Path, float]:
+def _plain_source(directory: Path, base: Path | None, spec: dict[str, Any], context: StepContext) -> tuple[Path, float]:
     """The full checkpoint in floating point to build from, and the share of the step that is done then."""
     # What keeps its numbers in floating point must not lose any of them on the way.
-    exact = Precision(options["precision"]) in (Precision.FP16, Precision.FP32)
+    exact = Precision(spec["build"]["precision"]) in (Precision.FP16, Precision.FP32)
     whole = directory if base is None else base
+    if _is_pickled(spec["ingest"] if base is None else spec["ingest"]["base"]):
+        # Ingest has opened it by the administrator's leave.
+        whole = unpickled.unpickled(whole, context.scratch / "unpickled")
     plain = dequantized.plain(whole, context.scratch / "plain", exact=exact)
     if base is None:
         return plain, 0.0
     context.report_progress("merge", 0.0)
     return adapters.merge(directory, plain, context.scratch / "merged", exact=exact), MERGED
+
+
+def _is_pickled(ingested: dict[str, Any]) -> bool:
+    return not any(file["path"].endswith(".safetensors") for file in ingested["files"])
 
 
 def refuse_changed(directory: Path, files: list[dict[str, Any]]) -> None:

@@ -8,8 +8,9 @@ import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from olivepress.checkpoint_files import (
     file_identity,
     hash_file,
     is_under,
+    relevant_files,
     unreadable,
 )
 from olivepress.checkpoints import COMPUTED_NAME, Checkpoint, adapter_base, read_checkpoint
 from olivepress.errors import BadCheckpoint, CheckpointChanged
 from workers.steps.context import StepContext
-from workers.toolchains import architecture, tokenizers, weights
+from workers.toolchains import architecture, tokenizers, unpickled, weights
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,8 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     """Check and hash a checkpoint; nothing is written.
 
     Args:
-        spec: `path`, `base` (or None) and `roots`, the directories under which both must lie.
+        spec: `path`, `base` (or None), `roots`, the directories under which both must lie, and `allow_pickle`, whether
+            weights in a pickle may be opened (not, where it is absent).
 
     Returns:
         What the later steps need to know of it: the digest of its content, facts of the model (of an adapter's base),
@@ -61,14 +64,75 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     """
     directory, base = _directories(spec)
     try:
-        return _ingest(directory, base, context)
+        return _ingest(_Folders(directory, base, bool(spec.get("allow_pickle")), context.scratch), context)
     except OSError as error:
         raise unreadable(Path(error.filename or directory), error) from None
 
 
-def _ingest(directory: Path, base: Path | None, context: StepContext) -> dict[str, Any]:
+class _Folders:
+    """The submitted folders, and where each is read: itself, or a copy with its pickled weights as safetensors."""
+
+    def __init__(self, directory: Path, base: Path | None, allow_pickle: bool, scratch: Path) -> None:
+        self.directory, self.base = directory, base
+        self.read_from = {
+            folder: scratch / f"unpickled-{number}"
+            for number, folder in enumerate(filter(None, (directory, base)))
+            if allow_pickle and unpickled.has_only_pickles(folder)
+        }
+
+    def read(self) -> Checkpoint:
+        """The checkpoint; what is wrong with a copy is told of the folder that it was made from."""
+        with self.told_of_originals():
+            for folder, copy in self.read_from.items():
+                unpickled.unpickled(folder, copy)
+            base = self.base and self.read_from.get(self.base, self.base)
+            return read_checkpoint(self.read_from.get(self.directory, self.directory), base)
+
+    @contextmanager
+    def told_of_originals(self) -> Iterator[None]:
+        try:
+            yield
+        except BadCheckpoint as error:
+            told = str(error)
+            for folder, copy in self.read_from.items():
+                told = told.replace(str(copy), str(folder))
+            raise type(error)(told) from error
+
+    def original(self, folder: Checkpoint) -> Path:
+        """The submitted folder that this checkpoint was read from."""
+        return next((one for one, copy in self.read_from.items() if copy == folder.directory), folder.directory)
+
+    def files(self, folder: Checkpoint) -> list[Path]:
+        """The submitted files that make up this checkpoint."""
+        original = self.original(folder)
+        if original == folder.directory:
+            return list(folder.files)
+        return [path for path in relevant_files(original) if path.suffix != ".safetensors"]
+
+    def hashed(self, folder: Checkpoint, read: "_Read") -> "_Read":
+        """What was read, with the submitted files in the place of a copy's."""
+        original = self.original(folder)
+        if original == folder.directory:
+            return read
+        files = [
+            HashedFile(path.relative_to(original).as_posix(), path.stat().st_size, hash_file(path))
+            for path in self.files(folder)
+        ]
+        return dataclasses.replace(read, files=files)
+
+
+def _ingest(folders: _Folders, context: StepContext) -> dict[str, Any]:
+    directory, base = folders.directory, folders.base
     identity = file_identity(directory, base)
-    checkpoint = read_checkpoint(directory, base)
+    checkpoint = folders.read()
+    with folders.told_of_originals():
+        result = _checked(checkpoint, folders, context)
+    if file_identity(directory, base) != identity:
+        raise CheckpointChanged(f"files in {directory} or its base changed while they were read; {LET_FINISH}")
+    return result
+
+
+def _checked(checkpoint: Checkpoint, submitted: _Folders, context: StepContext) -> dict[str, Any]:
     context.report_progress("checking", 0.0)
     model = architecture.check_architecture(checkpoint.model)
     notes = []
@@ -79,18 +143,16 @@ def _ingest(directory: Path, base: Path | None, context: StepContext) -> dict[st
         )
     notes += tokenizers.check_tokenizer(checkpoint, model)
     folders = [checkpoint, checkpoint.base] if checkpoint.base else [checkpoint]
-    expected = [_expected_checksums(folder) for folder in folders]
+    expected = [_expected_checksums(submitted.original(each), submitted.files(each)) for each in folders]
     progress = _Progress(context.report_progress, sum(file.stat().st_size for each in folders for file in each.files))
-    reads = [_read(folder, frozenset(model.tied_pair or ()), progress) for folder in folders]
+    reads = [submitted.hashed(each, _read(each, frozenset(model.tied_pair or ()), progress)) for each in folders]
     for folder, read, sums in zip(folders, reads, expected, strict=True):
-        checksums.check_sums(folder.directory, read.files, sums)
+        checksums.check_sums(submitted.original(folder), read.files, sums)
     _check_tied_pair(checkpoint.model, model, reads[-1])
     notes += _zero_notes(checkpoint, reads)
-    if file_identity(directory, base) != identity:
-        raise CheckpointChanged(f"files in {directory} or its base changed while they were read; {LET_FINISH}")
     for note in notes:
         log.info("note: %s", note)
-    return _result(checkpoint, model, reads, notes)
+    return _result(checkpoint, model, reads, notes, str(submitted.base) if submitted.base else None)
 
 
 def _directories(spec: dict[str, Any]) -> tuple[Path, Path | None]:
@@ -107,9 +169,9 @@ def _directories(spec: dict[str, Any]) -> tuple[Path, Path | None]:
     return directory, base
 
 
-def _expected_checksums(folder: Checkpoint) -> dict[str, tuple[str, str]]:
-    expected = checksums.expected_checksums(folder.directory, [_name(folder, file) for file in folder.files])
-    checksums.check_listed(folder.directory, expected)
+def _expected_checksums(directory: Path, files: list[Path]) -> dict[str, tuple[str, str]]:
+    expected = checksums.expected_checksums(directory, [file.relative_to(directory).as_posix() for file in files])
+    checksums.check_listed(directory, expected)
     return expected
 
 
@@ -200,7 +262,7 @@ def _zero_notes(checkpoint: Checkpoint, reads: list[_Read]) -> list[str]:
 
 
 def _result(
-    checkpoint: Checkpoint, model: architecture.ModelFacts, reads: list[_Read], notes: list[str]
+    checkpoint: Checkpoint, model: architecture.ModelFacts, reads: list[_Read], notes: list[str], base_path: str | None
 ) -> dict[str, Any]:
     base = checkpoint.base
     base_digest = checkpoint_digest(reads[-1].files, None) if base else None
@@ -224,6 +286,6 @@ def _result(
             "architecture": base.architecture,
             "family": base.family,
         },
-        "base_path": str(base.directory) if base else None,
+        "base_path": base_path,
         "notes": notes,
     }

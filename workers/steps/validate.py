@@ -102,9 +102,7 @@ def _certify(name: str, asked: list[dict[str, Any]], context: StepContext) -> di
     return certify(context.inputs["artifact"], name, conversations, context.scratch, on_progress=report_progress)
 
 
-def _measure(
-    spec: dict[str, Any], context: StepContext, artifact: Path, reference: Reference | None
-) -> dict[str, Any]:
+def _measure(spec: dict[str, Any], context: StepContext, artifact: Path, reference: Reference | None) -> dict[str, Any]:
     conversations: list[list[Message]] = [list(sample) for sample in SAMPLES]
     conversations += [messages_of(prompt) for prompt in spec["prompts"][:FRAMED_PROMPTS]]
     request = {

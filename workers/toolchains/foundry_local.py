@@ -70,9 +70,11 @@ class Stage:
 
 
 def handle(request: dict[str, Any], report_progress: ProgressListener) -> dict[str, Any]:
-    """Answer one request of olivepress.foundry_runtime: "certify" or "chat"."""
+    """Answer one request of olivepress.foundry_runtime: "certify", "chat" or "register"."""
     if request["action"] == "certify":
         return _certify(request, report_progress)
+    if request["action"] == "register":
+        return _register(request)
     return _chat(request, report_progress)
 
 
@@ -82,6 +84,8 @@ def _certify(request: Mapping[str, Any], report_progress: ProgressListener) -> d
         "runtime": {library: version(library) for library in LIBRARIES},
         "network": "none" if leave_the_network() else "host",
         "exchanges": [],
+        "register_seconds": None,
+        "load_seconds": None,
         "peak_rss_bytes": None,
         "notes": [],
         "problem": None,
@@ -91,8 +95,12 @@ def _certify(request: Mapping[str, Any], report_progress: ProgressListener) -> d
         stage.enter("starting", 0.1)
         manager = _runtime(Path(request["home"]) / "models", Path(request["home"]))
         stage.enter("loading the model", 0.2)
+        started = time.perf_counter()
         model = _registered(manager.get_catalog(CatalogType.LOCAL), request["artifact"], request["model_id"])
+        certificate["register_seconds"] = round(time.perf_counter() - started, 4)
+        started = time.perf_counter()
         model.load()
+        certificate["load_seconds"] = round(time.perf_counter() - started, 4)
         certificate["notes"] += _notes(model)
         _interview(manager, model, request, certificate, stage)
         certificate["peak_rss_bytes"] = peak_rss_bytes()
@@ -127,6 +135,19 @@ def _chat(request: Mapping[str, Any], report_progress: ProgressListener) -> dict
         failed = f"the Foundry Local runtime failed with {request['model_id']} while {stage.name}"
         raise BadArtifact(f"{failed}: {native_words(error)}") from error
     return {"exchanges": exchanges}
+
+
+def _register(request: Mapping[str, Any]) -> dict[str, Any]:
+    leave_the_network()
+    try:
+        catalog = _runtime(Path(request["cache_dir"]), Path(request["home"])).get_catalog(CatalogType.LOCAL)
+        _registered(catalog, request["artifact"], request["model_id"])
+        if catalog.get_model_variant(request["model_id"]) is None:
+            raise BadArtifact(f"Foundry Local does not list {request['model_id']} after it was registered")
+    except (FoundryLocalException, ValueError) as error:
+        words = native_words(error, Path(request["artifact"]))
+        raise BadArtifact(f"Foundry Local did not register {request['model_id']}: {words}") from error
+    return {}
 
 
 def _runtime(cache: Path, home: Path) -> FoundryLocalManager:

@@ -90,6 +90,9 @@ def _load_weights(model: builder.Model, input_path: str) -> torch.nn.Module:
         # Gemma: the builder cuts it to two decimals.
         model.embed_attrs["scale"] = float(np.sqrt(model.hidden_size))
     weights = _original_load_weights(model, input_path)
+    if not isinstance(weights, torch.nn.Module):
+        # What an Olive pass before the builder quantized is read by a class of the builder's own.
+        return weights
     for parameter in weights.parameters():
         if parameter.dim() == 1 and parameter.is_floating_point():
             parameter.data = parameter.data.float()

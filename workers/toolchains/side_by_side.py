@@ -141,11 +141,12 @@ def _allowed(matrix: StoredMatrix, source: torch.Tensor, wanted: slice) -> torch
 
 def _multiply(module: torch.nn.Linear, pieces: _Pieces, inputs: torch.Tensor) -> torch.Tensor:
     jitter = rounded(inputs[JITTERED].clone(), _of_activations(pieces.rounding))
-    outputs = [
-        torch.stack([inputs[SOURCE] @ source.T, inputs[STORED] @ stored.T, jitter @ stored.T])
-        for source, stored in pieces
-    ]
-    product = torch.cat(outputs, dim=-1)
+    of_source, of_stored = inputs[SOURCE], torch.stack([inputs[STORED], jitter])
+    outputs: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    for source, stored in pieces:
+        outputs[0].append(of_source @ source.T)
+        outputs[1].append(of_stored @ stored.T)
+    product = torch.cat([torch.cat(outputs[0], dim=-1).unsqueeze(0), torch.cat(outputs[1], dim=-1)])
     return product if module.bias is None else product + module.bias.float()
 
 

@@ -124,7 +124,9 @@ class SourceModel:
                     kl.append(kl_divergences(section.distribution, logits))
                     top1.append(section.distribution.top_ids[:, 0] == logits.argmax(-1))
             found[name] = Yardstick(
-                kl=float(np.concatenate(kl).mean()), top1=float(np.concatenate(top1).mean()), positions=sum(map(len, kl))
+                kl=float(np.concatenate(kl).mean()),
+                top1=float(np.concatenate(top1).mean()),
+                positions=sum(map(len, kl)),
             )
         return found
 

@@ -1,0 +1,270 @@
+"""Conversions by every kind of recipe: built in, of one's own, and of an Olive workflow with passes of its own."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from olivepress.errors import BadRecipe, ConversionFailed, NoRoom
+from olivepress.olive_config import recipe_of_workflow
+from olivepress.recipe_files import parse_recipe
+from olivepress.recipes import BUILT_IN, Recipe
+from tests.checkpoints import tiny_checkpoint
+from tests.integration.conversion_cases import (
+    MODEL_FILES,
+    greedy_in_runtime,
+    greedy_in_torch,
+    in_torch,
+    logits_in_runtime,
+    run_convert,
+)
+from tests.unit.test_olive_config import DOCUMENTED, with_pass
+from workers.toolchains import olive
+
+pytestmark = pytest.mark.toolchain
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "qwen2", "qwen2")
+
+
+def own(**keys: Any) -> Recipe:
+    return parse_recipe({"precision": "int4", **keys}, "a.yaml")
+
+
+def after(name: str, precision: str = "fp32", **options: Any) -> Recipe:
+    """The recipe of a workflow with this pass after the builder."""
+    values = with_pass(name, config=options)
+    values["passes"]["builder"]["precision"] = precision
+    return recipe_of_workflow(values)
+
+
+def nodes(workspace: Path) -> list[onnx.NodeProto]:
+    return list(onnx.load(workspace / "output" / "model.onnx", load_external_data=False).graph.node)
+
+
+def data_bytes(workspace: Path) -> int:
+    return (workspace / "output" / "model.onnx.data").stat().st_size
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_every_built_in_recipe_gives_a_model_that_generates(tmp_path: Path, name: str, tied: bool) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "source", "llama", tied=tied)
+
+    run_convert(checkpoint, name, tmp_path)
+
+    assert {path.name for path in (tmp_path / "output").iterdir()} == MODEL_FILES
+    assert len(greedy_in_runtime(tmp_path / "output", 8)) == 8
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"block_size": 16},
+        {"block_size": 256, "is_symmetric": False},
+        {"algorithm": "rtn", "is_symmetric": False, "mixed_precision": "last_matmul:int8,mixed_layers:int8"},
+        {"algorithm": "k_quant"},
+        {"algorithm": "k_quant_mixed", "block_size": 64},
+        {"algorithm": "k_quant_last"},
+        {"precision": "int8", "algorithm": "k_quant"},
+        {"precision": "int8", "algorithm": "rtn", "block_size": 128},
+        {"accuracy_level": 0},
+        {"accuracy_level": 1, "precision": "int8"},
+    ],
+    ids=lambda keys: "-".join(str(value) for value in keys.values()),
+)
+def test_every_way_to_quantize_gives_a_model_that_agrees_with_its_source(
+    source: Path, tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    recipe = own(**keys)
+
+    result = run_convert(source, recipe, tmp_path)
+
+    assert 0.8 < result["parity"]["correlation"] <= 1.0 + 1e-9
+    quantized = [node for node in nodes(tmp_path) if node.op_type == "MatMulNBits"]
+    attributes = [{one.name: one.i for one in node.attribute} for node in quantized]
+    assert {one["block_size"] for one in attributes} == {recipe.block_size}
+    has_zero_points = any(len(node.input) > 3 and node.input[3] for node in quantized)
+    assert has_zero_points is not recipe.is_symmetric
+    kept = recipe.algorithm.value.startswith("k_quant_") or recipe.mixed_precision
+    assert {one["bits"] for one in attributes} == ({8} if recipe.precision == "int8" else {4, 8} if kept else {4})
+
+
+def test_an_excluded_matrix_stays_as_it_was(source: Path, tmp_path: Path) -> None:
+    name = "/model/layers.1/mlp/down_proj/MatMul"
+
+    run_convert(source, own(nodes_to_exclude=[name]), tmp_path)
+
+    assert [node.op_type for node in nodes(tmp_path) if node.name.startswith(name)] == ["MatMul"]
+
+
+def test_an_excluded_matrix_that_there_is_not_is_told_with_names_that_there_are(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConversionFailed, match=r"names /model/layers\.9/.*names of its graph are: /model/layers\.\d"):
+        run_convert(source, own(nodes_to_exclude=["/model/layers.9/mlp/down_proj/MatMul"]), tmp_path)
+
+
+@pytest.mark.parametrize("provider", ["cuda", "dml", "webgpu"])
+def test_a_provider_that_no_worker_builds_for_is_refused_before_anything_is_built(
+    source: Path, tmp_path: Path, provider: str
+) -> None:
+    with pytest.raises(NoRoom, match=f"no worker builds models for {provider}"):
+        run_convert(source, own(execution_provider=provider), tmp_path)
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+class TestWorkflows:
+    def test_the_documented_file_gives_the_same_bytes_as_the_recipe_of_its_options(
+        self, source: Path, tmp_path: Path
+    ) -> None:
+        for place, recipe in (("file", recipe_of_workflow(DOCUMENTED)), ("name", BUILT_IN["cpu-int4-128"])):
+            run_convert(source, recipe, tmp_path / place)
+
+        one, other = (tmp_path / place / "output" / "model.onnx.data" for place in ("file", "name"))
+        assert one.read_bytes() == other.read_bytes()
+
+    def test_its_translations_are_in_the_log(
+        self, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from workers.steps import convert
+
+        spec = {"recipe_notes": list(recipe_of_workflow(DOCUMENTED).notes), "build": own(execution_provider="cuda")}
+        spec |= {"path": str(source), "base": None, "build": own(execution_provider="cuda").build_options()}
+        with caplog.at_level(logging.INFO), pytest.raises(NoRoom):
+            convert.run(spec, None)  # type: ignore[arg-type]
+        assert "quantization_config.block_size: read as int4_block_size" in caplog.text
+
+    def test_dynamic_quantization_after_the_builder(self, source: Path, tmp_path: Path) -> None:
+        recipe = after("OnnxDynamicQuantization", per_channel=False)
+
+        result = run_convert(source, recipe, tmp_path / "int8")
+        run_convert(source, "cpu-fp32", tmp_path / "fp32")
+
+        assert recipe.precision == "int8"
+        assert {path.name for path in (tmp_path / "int8" / "output").iterdir()} == MODEL_FILES
+        assert result["parity"]["correlation"] > 0.99
+        assert data_bytes(tmp_path / "int8") < 0.75 * data_bytes(tmp_path / "fp32")
+        assert {"MatMulInteger"} <= {node.op_type for node in nodes(tmp_path / "int8")}
+
+    @pytest.mark.parametrize("keep_io_types", [True, False])
+    def test_half_precision_after_the_builder(self, source: Path, tmp_path: Path, keep_io_types: bool) -> None:
+        result = run_convert(source, after("OnnxFloatToFloat16", keep_io_types=keep_io_types), tmp_path)
+
+        assert result["parity"]["correlation"] > 0.99999
+        assert greedy_in_runtime(tmp_path / "output", 8) == greedy_in_torch(in_torch(source), 8)
+
+    def test_k_quant_on_the_onnx_model(self, source: Path, tmp_path: Path) -> None:
+        run_convert(source, after("OnnxKQuantQuantization"), tmp_path)
+
+        assert "MatMulNBits" in {node.op_type for node in nodes(tmp_path)}
+
+    def test_a_surgery_on_a_quantized_graph_leaves_what_it_says(self, source: Path, tmp_path: Path) -> None:
+        surgery = after("GraphSurgeries", "int4", surgeries=[{"surgeon": "DeduplicateNodes"}])
+
+        run_convert(source, surgery, tmp_path / "with")
+        run_convert(source, "cpu-int4-small", tmp_path / "without")
+
+        logits = [logits_in_runtime(tmp_path / place / "output") for place in ("with", "without")]
+        np.testing.assert_allclose(*logits, atol=1e-3)
+
+    def test_passes_run_one_after_the_other(self, source: Path, tmp_path: Path) -> None:
+        values = with_pass("GraphSurgeries", surgeries=[{"surgeon": "DeduplicateNodes"}])
+        values["passes"]["second"] = {"type": "OnnxDynamicQuantization"}
+
+        run_convert(source, recipe_of_workflow(values), tmp_path)
+
+        assert {path.name for path in (tmp_path / "output").iterdir()} == MODEL_FILES
+        assert "MatMulInteger" in {node.op_type for node in nodes(tmp_path)}
+
+    def test_two_runs_of_passes_give_the_same_bytes(self, source: Path, tmp_path: Path) -> None:
+        for place in ("one", "two"):
+            run_convert(source, after("OnnxDynamicQuantization"), tmp_path / place)
+
+        for name in MODEL_FILES:
+            one, two = (tmp_path / place / "output" / name for place in ("one", "two"))
+            assert one.read_bytes() == two.read_bytes(), name
+            assert str(tmp_path).encode() not in one.read_bytes()
+
+    def test_a_pass_that_makes_another_function_of_the_model_is_not_let_through(
+        self, source: Path, tmp_path: Path
+    ) -> None:
+        # given a surgery that puts zeros where the second norm's weights come in
+        norm = "/model/layers.1/post_attention_layernorm/SkipLayerNorm"
+        surgery = {"surgeon": "ZeroOutInput", "node_name": norm, "input_idx": 2}
+
+        with pytest.raises(ConversionFailed, match="does not say what its source says"):
+            run_convert(source, after("GraphSurgeries", surgeries=[surgery]), tmp_path)
+
+    def test_a_pass_after_which_the_model_does_not_load_is_told(self, source: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConversionFailed, match="for the first time failed: Model output was not found: logits"):
+            run_convert(source, after("OnnxHqqQuantization"), tmp_path)
+
+    def test_a_pass_that_fails_is_told_with_what_olive_swallowed(self, source: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConversionFailed, match=r"No split assignments found.*leave out the recipe.s own pass"):
+            run_convert(source, after("SplitModel"), tmp_path)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("passes", "told"),
+        [
+            (
+                {"after": [{"type": "OnnxDynamicQuantisation"}]},
+                "has no pass 'OnnxDynamicQuantisation'; did you mean Onnx",
+            ),
+            ({"after": [{"type": "Zzz"}]}, "the installed Olive has no pass 'Zzz'"),
+            (
+                {"after": [{"type": "OnnxBnb4Quantization"}]},
+                "OnnxBnb4Quantization needs the packages bitsandbytes, triton",
+            ),
+            ({"before": [{"type": "AutoAWQQuantizer"}]}, "the pass AutoAWQQuantizer needs the package autoawq"),
+            ({"before": [{"type": "Gptq"}]}, "Gptq needs a data set to calibrate with, and would fetch one from a hub"),
+            ({"after": [{"type": "OnnxStaticQuantization"}]}, "OnnxStaticQuantization needs a data set"),
+            (
+                {"before": [{"type": "Gptq", "config": {"data_config": "wikitext"}}]},
+                "is to read data (data_config); data sets of a hub are never fetched",
+            ),
+            (
+                {"after": [{"type": "OnnxDynamicQuantization", "config": {"per_chanel": True}}]},
+                "has no option 'per_chanel'; did you mean 'per_channel'?",
+            ),
+            (
+                {"after": [{"type": "OnnxDynamicQuantization", "config": {"per_channel": "perhaps"}}]},
+                "does not take per_channel: 'perhaps'",
+            ),
+            (
+                {"after": [{"type": "OnnxDynamicQuantization", "config": {"external_data_name": "x"}}]},
+                "option 'external_data_name' of the pass OnnxDynamicQuantization says where its model goes",
+            ),
+            ({"after": [{"type": "GraphSurgeries"}]}, "the pass GraphSurgeries needs the option 'surgeries'"),
+            ({"before": [{"type": "OnnxDynamicQuantization"}]}, "does not work on the checkpoint; write it after"),
+            ({"after": [{"type": "Rtn"}]}, "does not work on an ONNX model; write it before"),
+            ({"after": [{"type": "OrtMixedPrecision"}]}, "is for CUDAExecutionProvider, DmlExecutionProvider"),
+            ({"after": [{"type": "OrtSessionParamsTuning"}]}, "measures on the machine that it runs on"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_a_pass_that_cannot_run_is_refused_by_name_before_anything_runs(
+        self, source: Path, tmp_path: Path, passes: dict[str, Any], told: str
+    ) -> None:
+        with pytest.raises(BadRecipe) as caught:
+            run_convert(source, own(olive_passes=passes), tmp_path)
+        assert told in str(caught.value)
+        assert not list((tmp_path / "scratch").iterdir())
+
+    def test_code_of_the_recipes_own_is_never_run(self, tmp_path: Path) -> None:
+        script = tmp_path / "evil.py"
+        script.write_text("raise SystemExit('it ran')\n")
+        found = []
+        for name in ("OnnxConversion", "OnnxScriptFusion", "OrtTransformersOptimization", "OptimumConversion"):
+            for key in ("user_script", "script_dir"):
+                passes = {"after": [{"type": name, "config": {key: str(script)}}]}
+                with pytest.raises(BadRecipe) as caught:
+                    olive.refuse_unbuildable(own(olive_passes=passes).build_options())
+                found.append(str(caught.value))
+        assert "it ran" not in json.dumps(found)
