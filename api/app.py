@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 import olivepress
 from api import errors
-from api.routes import Parts, batches, contents, costs, health, jobs, models, recipes, retention
+from api.routes import Parts, batches, contents, costs, health, jobs, models, recipes, reports, retention
 from api.security import BodyLimit, require_admin
 from olivepress.database.sessions import Database
 from olivepress.errors import NotAllowed
@@ -83,6 +83,7 @@ def create_app(settings: Settings, database: Database, store: Store, ring: Calla
         jobs.router,
         models.router,
         contents.router,
+        reports.router,
         health.router,
         costs.router,
         retention.router,

@@ -50,6 +50,7 @@ EMBEDDING_NAME = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|tok_embedd
 HEAD_NAME = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
 # Tables that older versions of transformers saved and that are computed anew today.
 COMPUTED_NAME = re.compile(r"(rotary_emb\.inv_freq|attn\.masked_bias|attn\.bias)$")
+LAYER_NUMBER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 STEP_FOLDER = re.compile(r"checkpoint-(\d+)$")
 
 

@@ -255,7 +255,7 @@ class Client:
         for entry in version["files"]:
             target = directory / entry["path"]
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _full_disk_is_named(directory, total_bytes), target.open("xb") as file:
+            with full_disk_is_named(directory, total_bytes), target.open("xb") as file:
                 for block in self._verified(version, entry):
                     file.write(block)
                     received_bytes += len(block)
@@ -471,7 +471,8 @@ def _without_none(**params: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _full_disk_is_named(directory: Path, needed_bytes: int) -> Iterator[None]:
+def full_disk_is_named(directory: Path, needed_bytes: int) -> Iterator[None]:
+    """Turns "no space left" while writing into a directory into DiskFull."""
     try:
         yield
     except OSError as error:

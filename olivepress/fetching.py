@@ -20,7 +20,7 @@ import random
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -211,8 +211,7 @@ class Fetch:
                     download.result()
             finally:
                 self._stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                wait(downloads)
+                pool.shutdown(wait=True, cancel_futures=True)
 
     def _spans(self) -> list[_Span]:
         """The missing chunks, each once, in rows as they lie in the files."""

@@ -41,13 +41,18 @@ from workers.workspace import Workspace, attempt_workspace
 WAIT_FOR_MESSAGE_S = 0.2
 # Between a child's last word and the end of its process lies next to nothing.
 LAST_WORD_TO_END_S = 5.0
+NOT_CLAIMED = "not claimed: done by now, or not this worker's"
 log = structlog.get_logger(__name__)
 
 
-def run(step_id: StepId, runtime: Runtime) -> None:
-    """Claim the step and see it through; a step that is not there to be claimed is nobody's error."""
+def run(step_id: StepId, runtime: Runtime) -> str:
+    """Claim the step and see it through; a step that is not there to be claimed is nobody's error.
+
+    Returns:
+        How it went, for people who look at the tasks; nothing acts on it.
+    """
     if runtime.shutdown.is_set():
-        return
+        return NOT_CLAIMED
     asked_at = time.monotonic()
     try:
         with runtime.database.write() as session:
@@ -55,10 +60,10 @@ def run(step_id: StepId, runtime: Runtime) -> None:
     except ServiceUnavailable as error:
         # The scheduler sends it again. If only the answer was lost, the lease gives it back.
         log.warning("claim_given_up", step_id=step_id, error=str(error))
-        return
+        return NOT_CLAIMED
     if held is None:
         log.debug("step_not_claimed", step_id=step_id)
-        return
+        return NOT_CLAIMED
     bound = log.bind(step_id=step_id, job_id=held.job_id, step=held.kind.value, attempt=held.attempt)
     bound.info("attempt_started")
     lease = Lease(held, runtime, asked_at)
@@ -67,9 +72,10 @@ def run(step_id: StepId, runtime: Runtime) -> None:
             outcome = Attempt(held, runtime, lease).run()
     except LeaseLost as error:
         bound.warning("attempt_discarded", reason=str(error))
-        return
+        return "discarded: the lease was lost"
     runtime.ring()
     bound.info("attempt_ended", outcome=outcome.value)
+    return outcome.value
 
 
 class Attempt:

@@ -3,8 +3,9 @@
 import contextlib
 import multiprocessing
 import os
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from signal import SIGKILL, SIGTERM
@@ -28,6 +29,8 @@ OFFLINE = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 END_WITHIN_S = 5.0
+# Of the 107 bytes of a socket's path multiprocessing needs 33.
+LONGEST_TEMPORARY_DIRECTORY = 70
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +47,20 @@ def start_forkserver(code: child.StepCode) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(
         ["workers.forkserver", "workers.child", code.preload]
     )
-    forkserver.ensure_running()
+    with _short_temporary_directory():
+        forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _short_temporary_directory() -> Iterator[None]:
+    """The forkserver listens on a socket in the temporary directory, and a socket's path has 107 bytes at most."""
+    chosen = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_TEMPORARY_DIRECTORY:
+        tempfile.tempdir = "/tmp"
+    try:
+        yield
+    finally:
+        tempfile.tempdir = chosen
 
 
 def describe_toolchain(code: child.StepCode) -> list[str]:

@@ -11,8 +11,9 @@ from workers.runtime import Runtime
 def register(app: Celery, runtime: Runtime) -> None:
     """Bind the tasks to this worker's runtime."""
 
-    def run_step(step_id: int) -> None:
-        attempt.run(StepId(step_id), runtime)
+    def run_step(step_id: int) -> str:
+        # To Celery a task that ran is a success; what Flower shows as its result says how the attempt ended.
+        return attempt.run(StepId(step_id), runtime)
 
     for kind in StepKind:
         app.task(name=task_name(kind), shared=False)(run_step)

@@ -53,11 +53,17 @@ class Commands(LazyGroup):
         "job": LazyCommand("olivepress.cli.jobs", "job", "Show a job: its steps, attempts, error and log.", JOBS),
         "log": LazyCommand("olivepress.cli.log", "log", "Print or follow what a job's steps print.", JOBS),
         "cancel": LazyCommand("olivepress.cli.jobs", "cancel", "Cancel a job, or a whole batch.", JOBS),
-        "inspect": LazyCommand("olivepress.cli.inspect", "inspect", "Say what a checkpoint is, without a stack.", JOBS),
+        "inspect": LazyCommand(
+            "olivepress.cli.inspect", "inspect", "Say what a checkpoint is and what its steps will take.", JOBS
+        ),
         "recipes": LazyCommand("olivepress.cli.recipes", "app", "List what a checkpoint can become.", JOBS),
         "models": LazyCommand("olivepress.cli.models", "models", "List models, or the versions of one.", MODELS),
+        "report": LazyCommand("olivepress.cli.report", "report", "Show what was measured of a version.", MODELS),
+        "compare": LazyCommand("olivepress.cli.report", "compare_versions", "Compare versions.", MODELS),
         "pull": LazyCommand("olivepress.cli.pull", "pull", "Download a version into a directory.", MODELS),
         "install": LazyCommand("olivepress.cli.install", "install", "Install a version into Foundry Local.", MODELS),
+        "export": LazyCommand("olivepress.cli.export", "export", "Write a version to one file.", MODELS),
+        "import": LazyCommand("olivepress.cli.export", "import_", "Unpack or install a version from one file.", MODELS),
         "uninstall": LazyCommand(
             "olivepress.cli.uninstall", "uninstall", "Remove a version from Foundry Local.", MODELS
         ),

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,6 +102,8 @@ def _run(module: str, options: dict[str, Any] | None = None) -> None:
     except ValidationError as error:
         raise typer.BadParameter(describe(error)) from None
     _configure_logging(settings)
+    # Until the service has its own handler: a stop while it starts is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     importlib.import_module(module).main(settings)
 
 

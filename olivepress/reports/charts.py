@@ -99,21 +99,22 @@ def line_chart(title: str, x_axis: Axis, y_axis: Axis, lines: Sequence[Line]) ->
         if line.has_dots:
             for (px, py), (value_x, value_y) in zip(places, line.points, strict=True):
                 tip = escape(f"{line.name}: {y_axis.write(value_y)} at {x_axis.write(value_x)}")
-                body.append(
-                    f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3.5" fill="var({line.colour})"><title>{tip}</title></circle>'
-                )
+                body.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3.5" fill="var({line.colour})">')
+                body.append(f"<title>{tip}</title></circle>")
     return _svg(title, body + (_legend(lines) if len(lines) > 1 else []))
 
 
-def dot_chart(title: str, x_axis: Axis, y_axis: Axis, dots: Sequence[Dot]) -> str:
-    """Named points; those on the front are filled, and joined by a line."""
+def dot_chart(title: str, x_axis: Axis, y_axis: Axis, dots: Sequence[Dot], *, is_joined: bool = True) -> str:
+    """Named points; those on the front are filled, and joined by a line unless told otherwise."""
     x, y = _scales([dot.x for dot in dots], [dot.y for dot in dots], x_axis, y_axis)
     body = _frame(x, y, x_axis, y_axis)
     front = sorted((dot for dot in dots if dot.is_best), key=lambda dot: (dot.x, dot.y))
-    if len(front) > 1:
+    if is_joined and len(front) > 1:
         path = " ".join(f"{'L' if n else 'M'}{x.px(dot.x):.1f},{y.px(dot.y):.1f}" for n, dot in enumerate(front))
-        body.append(f'<path d="{path}" fill="none" stroke="var(--series-1)" stroke-dasharray="5 4" stroke-width="1.5"/>')
-    taken: list[tuple[float, float]] = []
+        body.append(
+            f'<path d="{path}" fill="none" stroke="var(--series-1)" stroke-dasharray="5 4" stroke-width="1.5"/>'
+        )
+    taken: list[tuple[float, float, float]] = []
     for dot in sorted(dots, key=lambda dot: dot.y):
         px, py = x.px(dot.x), y.px(dot.y)
         fill = "var(--series-1)" if dot.is_best else "var(--page)"
@@ -126,14 +127,16 @@ def dot_chart(title: str, x_axis: Axis, y_axis: Axis, dots: Sequence[Dot]) -> st
     return _svg(title, body)
 
 
-def _dot_label(dot: Dot, px: float, py: float, taken: list[tuple[float, float]]) -> str:
+def _dot_label(dot: Dot, px: float, py: float, taken: list[tuple[float, float, float]]) -> str:
     """The name beside its point, moved down where another name is."""
     text = dot.name if len(dot.name) <= LABEL_CHARACTERS else dot.name[: LABEL_CHARACTERS - 1] + "…"
     is_left = px + 10 + len(text) * CHARACTER_PX > WIDTH - 4
     label_x, label_y = (px - 10 if is_left else px + 10), py + 4
-    while any(abs(label_x - other_x) < 120 and abs(label_y - other_y) < 13 for other_x, other_y in taken):
+    width = len(text) * CHARACTER_PX
+    start = label_x - width if is_left else label_x
+    while any(start < end and begin < start + width and abs(label_y - top) < 13 for begin, end, top in taken):
         label_y += 13
-    taken.append((label_x, label_y))
+    taken.append((start, start + width, label_y))
     anchor = "end" if is_left else "start"
     return f'<text x="{label_x:.1f}" y="{label_y:.1f}" text-anchor="{anchor}" class="name">{escape(text)}</text>'
 
@@ -150,7 +153,9 @@ def _frame(x: _Scale, y: _Scale, x_axis: Axis, y_axis: Axis) -> list[str]:
         body.append(f'<text x="{LEFT - 8}" y="{py + 4:.1f}" text-anchor="end">{escape(y_axis.write(tick))}</text>')
     for tick in x.ticks():
         px = x.px(tick)
-        body.append(f'<line x1="{px:.1f}" x2="{px:.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 4}" class="axis"/>')
+        body.append(
+            f'<line x1="{px:.1f}" x2="{px:.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 4}" class="axis"/>'
+        )
         body.append(
             f'<text x="{px:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{escape(x_axis.write(tick))}</text>'
         )
@@ -162,11 +167,15 @@ def _frame(x: _Scale, y: _Scale, x_axis: Axis, y_axis: Axis) -> list[str]:
 
 
 def _legend(lines: Sequence[Line]) -> list[str]:
-    body, px = [], WIDTH - RIGHT
+    body: list[str] = []
+    px: float = WIDTH - RIGHT
     for line in reversed(lines):
-        px -= len(line.name) * CHARACTER_PX + 30
-        body.append(f'<line x1="{px:.0f}" x2="{px + 18:.0f}" y1="{TOP - 8}" y2="{TOP - 8}" stroke="var({line.colour})" '
-                    f'stroke-width="3"{" stroke-dasharray=" + chr(34) + "5 4" + chr(34) if line.is_dashed else ""}/>')
+        px -= len(line.name) * CHARACTER_PX + 42
+        dashes = ' stroke-dasharray="5 4"' if line.is_dashed else ""
+        body.append(
+            f'<line x1="{px:.0f}" x2="{px + 18:.0f}" y1="{TOP - 8}" y2="{TOP - 8}" stroke="var({line.colour})" '
+            f'stroke-width="3"{dashes}/>'
+        )
         body.append(f'<text x="{px + 23:.0f}" y="{TOP - 4}">{escape(line.name)}</text>')
     return body
 

@@ -20,6 +20,8 @@ class Measure:
     write: Callable[[float | None], str]
     is_more_better: bool
     is_timed: bool = False
+    is_change: bool = False
+    """Better the nearer it is to 0."""
 
 
 def _milliseconds(value: float | None) -> str:
@@ -35,7 +37,12 @@ MEASURES = (
     Measure("peak_rss_bytes", "peak memory", ("peak_rss_bytes",), wording.size, False),
     Measure("kl_divergence", "KL from source", ("quality", "held_out", "kl_divergence"), wording.digits, False),
     Measure(
-        "perplexity_increase", "perplexity change", ("quality", "held_out", "perplexity_increase"), wording.share, False
+        "perplexity_increase",
+        "perplexity change",
+        ("quality", "held_out", "perplexity_increase"),
+        wording.share,
+        False,
+        is_change=True,
     ),
     Measure("top1_agreement", "same next token", ("quality", "held_out", "top1_agreement"), wording.share, True),
     Measure("prompts_share", "prompts passed", ("prompts", "share"), wording.share, True),
@@ -128,8 +135,8 @@ def _row(measure: Measure, reports: Sequence[Json], *, is_compared: bool) -> Row
     values = [value if isinstance(value, int | float) else None for value in values]
     spreads = [at(report, *SPREAD_OF[measure.key]) if measure.key in SPREAD_OF else 0.0 for report in reports]
     known = [(value, spread or 0.0) for value, spread in zip(values, spreads, strict=True) if value is not None]
-    is_told = is_compared and len(known) > 1
-    best = (max if measure.is_more_better else min)(known) if is_told else None
+    ranked = sorted(known, key=lambda pair: abs(pair[0]) if measure.is_change else pair[0])
+    best = ranked[-1 if measure.is_more_better else 0] if is_compared and len(known) > 1 else None
     figures = []
     for value, spread in zip(values, spreads, strict=True):
         # Within the spread of both: half of each, as two halves make the whole that repeats may differ by.
@@ -148,11 +155,33 @@ def _front(rows: Sequence[Row], count: int) -> tuple[bool, ...]:
     used = [
         row for row in rows if row.measure.key in FRONT_KEYS and all(figure.value is not None for figure in row.figures)
     ]
-    costs = [
-        [_cost(row, place) for row in used]
-        for place in range(count)
-    ]
+    return undominated([[_cost(row, place) for row in used] for place in range(count)])
+
+
+def undominated(costs: Sequence[Sequence[float]]) -> tuple[bool, ...]:
+    """Of each list of costs, whether no other is at most as high in all and lower in one (Pareto)."""
     return tuple(not any(_dominates(other, mine) for other in costs) for mine in costs)
+
+
+def plane(compared: Compared, key: str) -> list[tuple[str, float, float, bool]] | None:
+    """Versions by size and another measure, as (name, size, value, whether no other is better in both); None where
+    not all versions have it, or all the same."""
+    rows = {row.measure.key: row for row in compared.rows}
+    if key not in rows or any(figure.value is None for figure in (*rows[key].figures, *rows["size_bytes"].figures)):
+        return None
+    if len({figure.value for figure in rows[key].figures}) < 2:
+        return None
+    places = range(len(compared.versions))
+    front = undominated([[_cost(rows["size_bytes"], place), _cost(rows[key], place)] for place in places])
+    return [
+        (
+            compared.versions[place],
+            rows["size_bytes"].figures[place].value or 0.0,
+            rows[key].figures[place].value or 0.0,
+            front[place],
+        )
+        for place in places
+    ]
 
 
 def _cost(row: Row, place: int) -> float:

@@ -8,12 +8,14 @@ from markupsafe import Markup
 
 from olivepress.reports import charts, wording
 from olivepress.reports.charts import Axis, Dot, Line
-from olivepress.reports.compare import Compared, compare
+from olivepress.reports.compare import Compared, compare, plane
 from olivepress.reports.document import at
 
 Json = dict[str, Any]
 TEMPLATES = "templates"
 MEBIBYTE = 2**20
+LEAST_KL = 1e-7
+"""Drawn no lower: what is below is arithmetic, and would take all the room."""
 
 
 def report_page(document: Mapping[str, Any]) -> str:
@@ -121,23 +123,26 @@ def _rungs(rungs: Sequence[Mapping[str, Any]]) -> Markup | None:
     if len(known) < 2:
         return None
     dots = [
-        Dot(str(rung["recipe"]), float(rung["size_bytes"]), float(rung["kl_divergence"]), rung["verdict"] == "passed")
+        Dot(
+            str(rung["recipe"]),
+            float(rung["size_bytes"]),
+            max(float(rung["kl_divergence"]), LEAST_KL),
+            rung["verdict"] == "passed",
+        )
         for rung in known
     ]
     y = Axis("KL divergence from the source", wording.digits, is_log=True)
-    return Markup(charts.dot_chart("Size and quality of the rungs", Axis("size", wording.size), y, dots))
+    title = "Size and quality of the rungs; those that passed are filled"
+    return Markup(charts.dot_chart(title, Axis("size", wording.size), y, dots, is_joined=False))
 
 
 def _front(compared: Compared, key: str) -> Markup | None:
     """Size against another measure, where all versions have it."""
-    rows = {row.measure.key: row for row in compared.rows}
-    if key not in rows or any(figure.value is None for figure in rows[key].figures):
+    points = plane(compared, key)
+    if points is None:
         return None
-    sizes, others = rows["size_bytes"].figures, rows[key].figures
-    dots = [
-        Dot(name, float(size.value or 0), float(other.value or 0), is_front)
-        for name, size, other, is_front in zip(compared.versions, sizes, others, compared.front, strict=True)
-    ]
-    title = rows[key].measure.title
-    y = Axis(title, rows[key].measure.write, is_log=key == "kl_divergence", from_zero=key == "tokens_per_s")
-    return Markup(charts.dot_chart(f"Size against {title}", Axis("size", wording.size), y, dots))
+    least = LEAST_KL if key == "kl_divergence" else 0.0
+    dots = [Dot(name, size, max(value, least), is_best) for name, size, value, is_best in points]
+    (measure,) = (row.measure for row in compared.rows if row.measure.key == key)
+    y = Axis(measure.title, measure.write, is_log=key == "kl_divergence", from_zero=key == "tokens_per_s")
+    return Markup(charts.dot_chart(f"Size against {measure.title}", Axis("size", wording.size), y, dots))

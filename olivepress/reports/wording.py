@@ -34,7 +34,7 @@ def digits(value: float | None) -> str:
     if value is None:
         return NOTHING
     if value != 0 and (abs(value) < 0.001 or abs(value) >= 1e6):
-        return f"{value:.2e}"
+        return f"{value:.3g}"
     if abs(value) < 1:
         return f"{value:.3g}"
     return f"{value:.2f}" if abs(value) < 9.995 else f"{value:.1f}" if abs(value) < 99.95 else f"{value:.0f}"
@@ -54,7 +54,8 @@ def marked(ours: str, theirs: str) -> tuple[list[Stretch], list[Stretch]]:
     """Both texts in stretches, those that the other has not marked; compared word by word."""
     one, other = _words(ours), _words(theirs)
     matcher = SequenceMatcher(None, one[:WORDS_COMPARED], other[:WORDS_COMPARED], autojunk=False)
-    left, right = [], []
+    left: list[Stretch] = []
+    right: list[Stretch] = []
     for kind, start, end, other_start, other_end in matcher.get_opcodes():
         left += _stretch(one[start:end], kind == "equal")
         right += _stretch(other[other_start:other_end], kind == "equal")

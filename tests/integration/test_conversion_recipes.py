@@ -23,6 +23,8 @@ from tests.integration.conversion_cases import (
     run_convert,
 )
 from tests.unit.test_olive_config import DOCUMENTED, with_pass
+from workers.steps import convert
+from workers.steps.context import StepContext
 from workers.toolchains import olive
 
 pytestmark = pytest.mark.toolchain
@@ -129,14 +131,16 @@ class TestWorkflows:
         assert one.read_bytes() == other.read_bytes()
 
     def test_its_translations_are_in_the_log(
-        self, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+        self, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        from workers.steps import convert
+        # given one that is refused after its notes are told: nothing needs to be built
+        recipe = own(execution_provider="cuda")
+        spec = {"path": str(source), "base": None, "build": recipe.build_options()}
+        context = StepContext(tmp_path, tmp_path, tmp_path / "lock", lambda phase, share: None)
 
-        spec = {"recipe_notes": list(recipe_of_workflow(DOCUMENTED).notes), "build": own(execution_provider="cuda")}
-        spec |= {"path": str(source), "base": None, "build": own(execution_provider="cuda").build_options()}
         with caplog.at_level(logging.INFO), pytest.raises(NoRoom):
-            convert.run(spec, None)  # type: ignore[arg-type]
+            convert.run(spec | {"recipe_notes": list(recipe_of_workflow(DOCUMENTED).notes)}, context)
+
         assert "quantization_config.block_size: read as int4_block_size" in caplog.text
 
     def test_dynamic_quantization_after_the_builder(self, source: Path, tmp_path: Path) -> None:
@@ -171,6 +175,15 @@ class TestWorkflows:
 
         logits = [logits_in_runtime(tmp_path / place / "output") for place in ("with", "without")]
         np.testing.assert_allclose(*logits, atol=1e-3)
+
+    def test_a_pass_on_the_checkpoint_before_the_builder(self, source: Path, tmp_path: Path) -> None:
+        rounding = {"type": "Rtn", "config": {"bits": 4, "group_size": 32}}
+        recipe = own(olive_passes={"before": [rounding]})
+
+        result = run_convert(source, recipe, tmp_path)
+
+        assert result["parity"]["correlation"] > 0.85
+        assert "MatMulNBits" in {node.op_type for node in nodes(tmp_path)}
 
     def test_passes_run_one_after_the_other(self, source: Path, tmp_path: Path) -> None:
         values = with_pass("GraphSurgeries", surgeries=[{"surgeon": "DeduplicateNodes"}])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from olivepress.errors import BadCheckpoint, CheckpointChanged
 from olivepress.safetensors_header import read_safetensors_header
-from tests.integration.ingest_cases import DOWN, copy_of, run, sound
+from tests.integration.ingest_cases import DOWN, copy_of, edit_weights, run, sound
 from workers.toolchains import weights
 
 pytestmark = pytest.mark.toolchain
@@ -68,6 +68,26 @@ class TestFlippedBits:
 
         with pytest.raises(BadCheckpoint, match=rf"{base}/tokenizer\.json is damaged or was changed"):
             run(sound / "lora", base)
+
+
+class TestPartsThatWereNeverWritten:
+    def test_a_layer_of_zeros_is_refused(self, copy_of: Callable[[str], Path]) -> None:
+        directory = copy_of("qwen2")
+
+        edit_weights(directory, lambda tensors: [t.zero_() for name, t in tensors.items() if ".layers.1." in name])
+
+        with pytest.raises(BadCheckpoint, match=f"every matrix of layer 1 in {directory} is all zeros"):
+            run(directory)
+
+    def test_shards_that_changed_places_are_refused(self, copy_of: Callable[[str], Path]) -> None:
+        directory = copy_of("fp32")
+        first, second = sorted(directory.glob("model-*.safetensors"))
+        first.rename(directory / "third")
+        second.rename(first)
+        (directory / "third").rename(second)
+
+        with pytest.raises(BadCheckpoint, match=r"index\.json says that '.*' .* is in .*, and it is not"):
+            run(directory)
 
 
 class TestWhileItIsRead:

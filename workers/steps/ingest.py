@@ -27,7 +27,7 @@ from olivepress.checkpoint_files import (
     relevant_files,
     unreadable,
 )
-from olivepress.checkpoints import COMPUTED_NAME, Checkpoint, adapter_base, read_checkpoint
+from olivepress.checkpoints import COMPUTED_NAME, LAYER_NUMBER, Checkpoint, adapter_base, read_checkpoint
 from olivepress.errors import BadCheckpoint, CheckpointChanged
 from workers.steps.context import StepContext
 from workers.toolchains import architecture, tokenizers, unpickled, weights
@@ -253,12 +253,27 @@ def _zero_notes(checkpoint: Checkpoint, reads: list[_Read]) -> list[str]:
             f"'{embedding.name}' in {checkpoint.model.directory} is all zeros, so the model tells no word from "
             "another; copy the file again from where it was trained"
         )
+    if (layer := _dead_layer(checkpoint.model, set(zero_in_model))) is not None:
+        raise BadCheckpoint(
+            f"every matrix of layer {layer} in {checkpoint.model.directory} is all zeros, so a part of the file was "
+            "never written; copy it again from where it was trained"
+        )
     notes = [f"'{name}' in {checkpoint.model.directory} is all zeros" for name in zero_in_model]
     if checkpoint.base:
         steps = {tensor.name for tensor in checkpoint.tensors if ".lora_B." in tensor.name}
         if steps and steps <= set(reads[0].zero_matrices):
             notes.append(f"the adapter in {checkpoint.directory} changes nothing: all its lora_B matrices are zero")
     return notes
+
+
+def _dead_layer(checkpoint: Checkpoint, zero_matrices: set[str]) -> int | None:
+    """The first layer without a matrix that holds anything; some zero matrices in a layer may be meant so."""
+    matrices: dict[int, set[str]] = {}
+    for tensor in checkpoint.tensors:
+        layer = LAYER_NUMBER.search(tensor.name)
+        if layer and len(tensor.shape) > 1:
+            matrices.setdefault(int(layer[1]), set()).add(tensor.name)
+    return next((layer for layer, names in sorted(matrices.items()) if names <= zero_matrices), None)
 
 
 def _result(

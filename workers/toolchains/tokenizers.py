@@ -79,6 +79,16 @@ def _check_stop(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, mode
                 f"{config} ends answers with token {stop}, and the model has only {model.vocabulary_size:,}; set "
                 "'eos_token_id' to the token it was trained with"
             )
+        word = tokenizer.decode([stop])
+        if (
+            stop not in tokenizer.added_tokens_decoder
+            and stop not in tokenizer.all_special_ids
+            and word.strip().isalnum()
+        ):
+            raise BadCheckpoint(
+                f"{config} ends answers with token {stop}, which is the ordinary text '{word}'; set 'eos_token_id' to "
+                "the token it was trained with"
+            )
 
 
 def _check_chat(source: Path, tokenizer: PreTrainedTokenizerBase) -> None:
