@@ -205,8 +205,11 @@ def read_checkpoint(directory: Path, base: Path | None = None) -> Checkpoint:
     return _read_full(directory)
 
 
-def check_text_files(checkpoint: Checkpoint) -> str:
+def check_text_files(checkpoint: Checkpoint, chosen_template: str | None = None) -> str:
     """See that the folder whose tokenizer counts has one, and one chat template; the name of the template's file.
+
+    Args:
+        chosen_template: the file whose template is meant where two differ.
 
     Raises:
         BadCheckpoint: something is missing, or two templates differ.
@@ -215,7 +218,7 @@ def check_text_files(checkpoint: Checkpoint) -> str:
     if directory != checkpoint.directory:
         refuse_stray_template(checkpoint.directory, directory)
     check_tokenizer_files(directory)
-    return chat_template_file(directory)
+    return chat_template_file(directory, chosen_template)
 
 
 def inspect(path: Path, base: Path | None = None) -> dict[str, Any]:

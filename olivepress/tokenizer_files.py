@@ -36,8 +36,11 @@ def tokenizer_class(directory: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def chat_template_file(directory: Path) -> str:
+def chat_template_file(directory: Path, chosen: str | None = None) -> str:
     """The name of the file in which a folder's one chat template stands.
+
+    Args:
+        chosen: the file (CHAT_TEMPLATE or TOKENIZER_CONFIG) whose template is meant where the two differ.
 
     Raises:
         BadCheckpoint: there is none, or two that differ: transformers follows chat_template.jinja, Foundry Local
@@ -45,10 +48,18 @@ def chat_template_file(directory: Path) -> str:
     """
     inline = _inline_template(directory)
     in_file = _template_file(directory)
+    if chosen is not None:
+        if not (in_file if chosen == CHAT_TEMPLATE else inline):
+            raise BadCheckpoint(
+                f"the manifest chooses the chat template in {chosen}, and {directory} has none there; take "
+                "'chat_template' out of the manifest, or name the file that has it"
+            )
+        return chosen
     if inline and in_file and inline.strip() != in_file.strip():
         raise BadCheckpoint(
             f"{directory} has two chat templates that differ: {CHAT_TEMPLATE} has {_excerpt(in_file, inline)} where "
-            f"{TOKENIZER_CONFIG} has {_excerpt(inline, in_file)}; remove the one that the model was not trained with"
+            f"{TOKENIZER_CONFIG} has {_excerpt(inline, in_file)}; remove the one that the model was not trained with, "
+            f"or choose in the manifest: 'chat_template: {CHAT_TEMPLATE}' or 'chat_template: {TOKENIZER_CONFIG}'"
         )
     if in_file or inline:
         return CHAT_TEMPLATE if in_file else TOKENIZER_CONFIG
@@ -56,6 +67,11 @@ def chat_template_file(directory: Path) -> str:
         f"{directory} has no chat template, so nobody can chat with the model; put the one it was trained with into "
         f"{CHAT_TEMPLATE}, or into {TOKENIZER_CONFIG} as 'chat_template'"
     )
+
+
+def chat_template_text(directory: Path, file: str) -> str:
+    """The chat template in this file of the folder; empty where it has none."""
+    return (_template_file(directory) if file == CHAT_TEMPLATE else _inline_template(directory)) or ""
 
 
 def refuse_stray_template(adapter: Path, base: Path) -> None:

@@ -34,6 +34,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("phi3", {"dora": True}, id="dora"),
         pytest.param("qwen2", {"modules_to_save": ["lm_head"]}, id="a saved head over tied embeddings"),
         pytest.param("llama", {"target_modules": ["embed_tokens", "o_proj"]}, id="over one of two tied matrices"),
+        pytest.param("qwen2", {"modules_to_save": ["embed_tokens", "lm_head"]}, id="embeddings and head trained"),
+        pytest.param("phi3", {"rslora": True, "dora": True, "alpha": 32}, id="dora, rank-stabilised, a large alpha"),
+        pytest.param("qwen2", {"modules_to_save": ["input_layernorm"]}, id="saved norms"),
     ],
 )
 def test_a_converted_adapter_answers_as_it_does_over_its_base(
@@ -47,6 +50,24 @@ def test_a_converted_adapter_answers_as_it_does_over_its_base(
     converted = logits_in_runtime(tmp_path / "output")
     np.testing.assert_allclose(converted, logits_in_torch(_unmerged(adapter, base)), atol=2e-3)
     assert np.abs(converted - logits_in_torch(in_torch(base))).max() > 1.0
+
+
+@pytest.mark.parametrize("kind", [{}, {"dora": True}, {"rslora": True}], ids=str)
+def test_the_merged_checkpoint_is_what_peft_merges(tmp_path: Path, kind: dict[str, Any]) -> None:
+    # given a base in 16 bits and steps of training that 16 bits would swallow
+    base = tiny_checkpoint(tmp_path / "base", "qwen2", tied=False)
+    adapter = _adapter(tmp_path / "adapter", base, spread=0.005, **kind)
+
+    run_convert(adapter, "cpu-fp32", tmp_path, base=base)
+
+    own = _unmerged(adapter, base).merge_and_unload().state_dict()
+    merged = load_file(tmp_path / "scratch" / "merged" / "model.safetensors")
+    assert merged.keys() == own.keys()
+    for name, tensor in merged.items():
+        assert torch.equal(tensor, own[name]), name
+    np.testing.assert_allclose(
+        logits_in_runtime(tmp_path / "output"), logits_in_torch(_unmerged(adapter, base)), atol=1e-3
+    )
 
 
 def test_the_merged_weights_keep_the_dtype_of_the_base(bases: Path, tmp_path: Path) -> None:

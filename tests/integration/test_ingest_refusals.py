@@ -220,6 +220,12 @@ BROKEN: dict[str, Breakage] = {
         r"config\.json ends answers with token 99999, and the model has only 512",
         "set 'eos_token_id'",
     ),
+    "an end of sequence that is a word": (
+        set_config(eos_token_id=300),
+        BadCheckpoint,
+        r"config\.json ends answers with token 300, which is the ordinary text '.+'",
+        "set 'eos_token_id'",
+    ),
     "no chat template": (set_template(...), BadCheckpoint, "has no chat template", "chat_template.jinja"),
     "two chat templates": (
         lambda d: (d / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("assistant", "bot")),

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from olivepress.checkpoint_files import CONFIG
 from olivepress.checkpoints import Checkpoint, check_text_files
 from olivepress.errors import BadCheckpoint
+from olivepress.tokenizer_files import chat_template_text
 from workers.toolchains.architecture import ModelFacts
 from workers.toolchains.library_edge import library_edge
 
@@ -25,8 +26,11 @@ SMALLEST_VOCABULARY = 16
 ROWLESS_TOKENS = frozenset({"<image_soft_token>"})
 
 
-def check_tokenizer(checkpoint: Checkpoint, model: ModelFacts) -> list[str]:
+def check_tokenizer(checkpoint: Checkpoint, model: ModelFacts, chosen_template: str | None = None) -> list[str]:
     """Load the tokenizer that counts for a checkpoint and try it.
+
+    Args:
+        chosen_template: the file whose chat template is meant where two differ.
 
     Returns:
         Notes: what is unusual and no reason to refuse.
@@ -35,7 +39,7 @@ def check_tokenizer(checkpoint: Checkpoint, model: ModelFacts) -> list[str]:
         BadCheckpoint: there is none, or it does not do what a chat needs.
     """
     directory = checkpoint.tokenizer_directory
-    template = check_text_files(checkpoint)
+    template = check_text_files(checkpoint, chosen_template)
     with library_edge(f"the tokenizer in {directory} cannot be loaded", SAVE_TOKENIZER):
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     if not tokenizer.is_fast:
@@ -45,6 +49,7 @@ def check_tokenizer(checkpoint: Checkpoint, model: ModelFacts) -> list[str]:
         )
     _check_vocabulary(directory, tokenizer, model.vocabulary_size)
     _check_stop(checkpoint, tokenizer, model)
+    tokenizer.chat_template = chat_template_text(directory, template)
     _check_chat(directory / template, tokenizer)
     return _check_round_trip(directory, tokenizer) + _cutting_notes(directory, tokenizer)
 
