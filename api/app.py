@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 import olivepress
 from api import errors
-from api.routes import Parts, batches, contents, costs, health, jobs, models, recipes, reports, retention
+from api.routes import Parts, batches, contents, costs, health, jobs, models, recipes, reports, retention, store_use
 from api.security import BodyLimit, require_admin
 from olivepress.database.sessions import Database
 from olivepress.errors import NotAllowed
@@ -34,6 +34,7 @@ TAGS = [
     {"name": "recipes", "description": "What a checkpoint can be turned into: built in, and a team's own."},
     {"name": "health", "description": "The parts of the stack, the workers."},
     {"name": "retention", "description": "What is too old to keep."},
+    {"name": "store", "description": "What the store holds."},
 ]
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {
@@ -83,6 +84,7 @@ def create_app(settings: Settings, database: Database, store: Store, ring: Calla
         jobs.router,
         models.router,
         contents.router,
+        store_use.router,
         reports.router,
         health.router,
         costs.router,

@@ -332,3 +332,22 @@ class Retention(Answer):
     put_back: RetentionAmount = Field(description="Found in the trash and relied on again.")
     waiting: RetentionAmount = Field(description="In the trash until a later run removes it.")
     problem: str | None = Field(description="Why something stays that might go, and what to do.")
+
+
+class FamilyUse(Answer):
+    """What the artifacts of one family take."""
+
+    family: str
+    artifacts: int
+    logical_bytes: int
+    stored_bytes: int
+
+
+class StoreUse(Answer):
+    """What the store holds: the bytes of all files, and those of the distinct chunks that they consist of."""
+
+    name: str
+    artifacts: int
+    logical_bytes: int
+    stored_bytes: int
+    families: list[FamilyUse]

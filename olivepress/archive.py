@@ -4,8 +4,8 @@
     <name>-<number>/<path> …     its files, in the order of the manifest
 
 `tar xf` and `sha256sum --check SHA256SUMS` work on it without olivepress. Reading trusts nothing: the list at the
-beginning says which entries follow, so each header is compared, byte by byte, with the one that belongs there. A link, a
-device, a path elsewhere, an entry too many, a sparse or packed file has no chance to be understood.
+beginning says which entries follow, so each header is compared, byte by byte, with the one that belongs there. A link,
+a device, a path elsewhere, an entry too many, a sparse or packed file has no chance to be understood.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from io import BufferedReader
+from io import SEEK_CUR, BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ KEPT = (
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive whose beginning was read and checked; its files are checked when they are extracted."""
+    """An archive of which all was checked but the content of its files; that is checked when they are extracted."""
 
     file: Path
     model: str
@@ -85,10 +85,11 @@ def write_archive(file: Path, version: Json, manifest: Manifest, files: Path) ->
 
 
 def read_archive(file: Path) -> Archive:
-    """Look at an archive: what it says it is, checked as far as its beginning and its length go.
+    """Look at an archive: what it says it is, and whether its entries are those, in their order and sizes.
 
     Raises:
         BadArtifact: it is not what `write_archive` writes, it is cut off, or it describes no legal version.
+        PermanentError: a later release wrote it.
     """
     with file.open("rb") as stream:
         described_bytes = _size_of_description(file, stream.read(BLOCK))
@@ -106,6 +107,7 @@ def read_archive(file: Path) -> Archive:
         raise _bad(
             file, f"it has {size_bytes} bytes where its own list makes {right}: it is cut off, or has more in it"
         )
+    _check_headers(archive)
     return archive
 
 
@@ -216,6 +218,17 @@ def _length(archive: Archive) -> int:
         position += len(_header(f"{archive.stem}/{entry.path}", entry.size_bytes))
         position += entry.size_bytes + -entry.size_bytes % BLOCK
     return position + len(_ending(position))
+
+
+def _check_headers(archive: Archive) -> None:
+    """All but the content of the files. Raises: BadArtifact."""
+    with archive.file.open("rb") as stream:
+        stream.seek(archive.files_at)
+        for entry in archive.manifest.files:
+            _expect(archive.file, stream, _header(f"{archive.stem}/{entry.path}", entry.size_bytes), entry.path)
+            stream.seek(entry.size_bytes, SEEK_CUR)
+            _expect(archive.file, stream, _padding(entry.size_bytes), entry.path)
+        _expect(archive.file, stream, _ending(stream.tell()), "the end")
 
 
 def _blocks(stream: BufferedReader, size_bytes: int) -> Iterator[bytes]:

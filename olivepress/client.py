@@ -373,6 +373,10 @@ class Client:
         """
         return self._document("GET" if dry_run else "POST", "/v1/retention", timeout=RETENTION_TIMEOUT_S)
 
+    def store(self) -> Json:
+        """What the store holds: artifacts, logical_bytes, stored_bytes, and the same for each of its families."""
+        return self._document("GET", "/v1/store", timeout=LARGE_ANSWER_TIMEOUT_S)
+
     def healthz(self) -> Json:
         """Whether the stack is alive, and its version; needs no key. Says `down` rather than raise."""
         with self._lost_is_named():

@@ -242,7 +242,11 @@ def _quantization_mistakes(keys: RecipeKeys) -> list[Mistake]:
                 "algorithm default or rtn",
             )
         )
-    if keys.mixed_precision is not None:
+    if precision is Precision.INT8 and keys.algorithm in KEPT_IN_8_BITS:
+        found.append(
+            Mistake("algorithm", f"{keys.algorithm} keeps some matrices in 8 bits, as int8 does all; take k_quant")
+        )
+    elif keys.mixed_precision is not None:
         found += _mixed_precision_mistakes(keys, precision)
     if wrong := [name for name in keys.nodes_to_exclude if not name or "," in name or name != name.strip()]:
         found.append(

@@ -5,6 +5,7 @@ question whether TLS is wanted (SSLRequest) included, so a client's checks are t
 """
 
 import asyncio
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -48,10 +49,11 @@ def make_identity(directory: Path, *names: str) -> Identity:
 
 
 class Relay:
-    """Takes TLS connections on loopback and passes on what they say in plain text."""
+    """Takes TLS connections on an address of this machine and passes on what they say in plain text to loopback."""
 
-    def __init__(self, target_port: int, identity: Identity, *, asks_first: bool) -> None:
+    def __init__(self, target_port: int, identity: Identity, *, asks_first: bool, listen: str = "127.0.0.1") -> None:
         self.port = 0
+        self._listen = listen
         self.password = ""
         self.accepted = 0
         """Connections whose TLS was agreed."""
@@ -79,7 +81,7 @@ class Relay:
 
     async def _serve(self) -> None:
         server = await asyncio.start_server(
-            self._pass_on, "127.0.0.1", 0, ssl=None if self._asks_first else self._context
+            self._pass_on, self._listen, 0, ssl=None if self._asks_first else self._context
         )
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
@@ -94,6 +96,7 @@ class Relay:
         # Clients that refuse the certificate, or go, are what the tests are about.
         with suppress(OSError, ssl.SSLError, asyncio.IncompleteReadError, asyncio.CancelledError):
             try:
+                _notice_dead_peers(writer.get_extra_info("socket"))
                 if self._asks_first:
                     if await reader.readexactly(len(SSL_REQUEST)) != SSL_REQUEST:
                         return
@@ -107,6 +110,15 @@ class Relay:
                 writer.close()
 
 
+def _notice_dead_peers(connection: socket.socket) -> None:
+    """As the servers do that are asked to (olivepress.database.sessions): a host that is cut off holds no locks."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 5), ("TCP_USER_TIMEOUT", 15_000)):
+        # Not every system has each.
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         while chunk := await reader.read(65536):
@@ -117,9 +129,11 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 @contextmanager
-def relay(target_port: int, identity: Identity, *, asks_first: bool = False) -> Iterator[Relay]:
+def relay(
+    target_port: int, identity: Identity, *, asks_first: bool = False, listen: str = "127.0.0.1"
+) -> Iterator[Relay]:
     """A running relay to a port of loopback; `asks_first` for PostgreSQL, whose clients ask before they start TLS."""
-    front = Relay(target_port, identity, asks_first=asks_first)
+    front = Relay(target_port, identity, asks_first=asks_first, listen=listen)
     front.start()
     try:
         yield front

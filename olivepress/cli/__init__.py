@@ -77,6 +77,7 @@ class Commands(LazyGroup):
         ),
         "service": LazyCommand("olivepress.cli.service", "app", "Run one service in the foreground.", STACK, "server"),
         "workers": LazyCommand("olivepress.cli.workers", "workers", "List the workers.", STACK),
+        "store": LazyCommand("olivepress.cli.store", "app", "Look after the store.", STACK),
         "retention": LazyCommand("olivepress.cli.retention", "retention", "Remove what is too old to keep.", STACK),
         "doctor": LazyCommand("olivepress.cli.doctor", "doctor", "Check this machine and the stack.", STACK),
     }

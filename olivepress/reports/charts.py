@@ -66,7 +66,8 @@ class _Scale:
             self.high += room
             self.low -= 0 if axis.from_zero else room
         else:
-            self.low, self.high = self.low - 0.1, self.high + 0.1
+            room = max(0.1, 0.08 * (self.high - self.low))
+            self.low, self.high = self.low - room, self.high + room
         self._start, self._end = start_px, end_px
 
     def px(self, value: float) -> float:

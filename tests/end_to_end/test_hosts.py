@@ -1,6 +1,7 @@
 """Several hosts for real: workers in network namespaces of their own, with an address and a host name each.
 
-A bridge joins them with PostgreSQL and Redis; the store is a directory that they share. Needs root and iproute2.
+A bridge joins them with PostgreSQL and Redis, which are reached over TLS with passwords on its private address, as
+compose.worker.yml says; the store is a directory that they share. Needs root and iproute2.
 """
 
 import contextlib
@@ -26,9 +27,10 @@ from olivepress.jobs import FINAL_JOB_STATES, AttemptOutcome, JobState, StepKind
 from olivepress.manifest import parse_manifest
 from tests.doubles.orders import Order, Orders, write_checkpoint
 from tests.doubles.services import ADMIN_KEY, Service, double, environment, product, wait_for_api
-from tests.postgres import PostgresServer, postgres_server
-from tests.redis_server import RedisServer, free_port, redis_server
+from tests.postgres import postgres_server
+from tests.redis_server import free_port, redis_server
 from tests.stack_cases import wait_until
+from tests.tls import make_identity, relay
 
 pytestmark = pytest.mark.timeout(180)
 LEASE_S = 4.0
@@ -105,6 +107,14 @@ class Network:
         return f"op{self.number}{part}"
 
 
+@dataclass(frozen=True)
+class Urls:
+    """Where the services find the others."""
+
+    database: str
+    redis: str
+
+
 @dataclass
 class Hosts:
     """A running stack over the network."""
@@ -177,20 +187,33 @@ def network() -> Iterator[Network]:
 def hosts(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     directory = tmp_path_factory.mktemp("hosts")
     with contextlib.ExitStack() as closing:
-        postgres = closing.enter_context(postgres_server(directory / "postgres", listen=network.address))
-        redis = closing.enter_context(redis_server(directory / "redis", listen=network.address))
-        yield closing.enter_context(_running(network, directory, postgres, redis))
+        identity = make_identity(directory / "certificates", network.address)
+        postgres = closing.enter_context(postgres_server(directory / "postgres"))
+        redis = closing.enter_context(redis_server(directory / "redis"))
+        database = Database(postgres.create_database("hosts"))
+        closing.callback(database.dispose)
+        upgrade(database)
+        tls = {
+            "postgres": closing.enter_context(relay(postgres.port, identity, asks_first=True, listen=network.address)),
+            "redis": closing.enter_context(relay(redis.port, identity, listen=network.address)),
+        }
+        address = f"{postgres.password}@{network.address}:{tls['postgres'].port}"
+        checked = f"sslmode=verify-full&sslrootcert={identity.authority_file}"
+        urls = Urls(
+            f"postgresql+psycopg://olivepress:{address}/hosts?{checked}",
+            f"rediss://:{redis.password}@{network.address}:{tls['redis'].port}/0?ssl_ca_certs={identity.authority_file}",
+        )
+        yield closing.enter_context(_running(network, directory, database, urls))
+        assert all(front.accepted >= len(HOSTS) for front in tls.values())
 
 
 @contextlib.contextmanager
-def _running(network: Network, directory: Path, postgres: PostgresServer, redis: RedisServer) -> Iterator[Hosts]:
-    database = Database(postgres.create_database("hosts"))
-    upgrade(database)
+def _running(network: Network, directory: Path, database: Database, urls: Urls) -> Iterator[Hosts]:
     port, checkpoints = free_port(), directory / "checkpoints"
     variables = environment(
         directory / "data",
-        database.url,
-        redis.url,
+        urls.database,
+        urls.redis,
         checkpoints,
         api_port=str(port),
         slots="1",
@@ -224,7 +247,6 @@ def _running(network: Network, directory: Path, postgres: PostgresServer, redis:
             service.signal(signal.SIGTERM)
         for service in services.values():
             service.ended()
-        database.dispose()
 
 
 def _on_host(network: Network, host: str, command: list[str]) -> list[str]:

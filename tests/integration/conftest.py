@@ -1,7 +1,8 @@
-"""A real database for each test that asks for one."""
+"""A real database for each test that asks for one, and one trained family of models for all."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,3 +51,12 @@ def database(database_kind: str, request: pytest.FixtureRequest, tmp_path: Path)
         database = Database(url)
         yield database
         database.dispose()
+
+
+@pytest.fixture(scope="session")
+def small_family(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The demo's family in small, really trained (a `demo_family.Family`); not to be changed."""
+    # Not above: tests without the toolchain share this file.
+    from workers.toolchains.demo_family import make_family
+
+    return make_family(tmp_path_factory.mktemp("demo") / "family", lambda phase, share: None, "small")

@@ -29,8 +29,8 @@ INTERRUPTED_BY_SIGTERM = 128 + signal.SIGTERM
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
-    return make_family(tmp_path_factory.mktemp("demo") / "family", ignore, "small")
+def family(small_family: Family) -> Family:
+    return small_family
 
 
 @pytest.fixture(params=FINE_TUNES)

@@ -217,6 +217,7 @@ class TestFiles:
             ({"algorithm": "k_quant", "is_symmetric": True}, "k_quant ignores it: its weights are always asymmetric"),
             ({"algorithm": "k_quant_last", "mixed_precision": "last_matmul:int8"}, "is part of k_quant_last"),
             ({"precision": "int8", "mixed_precision": "last_matmul:int8"}, "means nothing for int8"),
+            ({"precision": "int8", "algorithm": "k_quant_mixed"}, "as int8 does all; take k_quant"),
         ],
     )
     def test_combinations_that_cannot_be_are_refused_by_name(self, keys: dict[str, Any], told: str) -> None:

@@ -29,6 +29,7 @@ from olivepress.checkpoint_files import (
 )
 from olivepress.checkpoints import COMPUTED_NAME, LAYER_NUMBER, Checkpoint, adapter_base, read_checkpoint
 from olivepress.errors import BadCheckpoint, CheckpointChanged
+from olivepress.tokenizer_files import chat_template_text
 from workers.steps.context import StepContext
 from workers.toolchains import architecture, tokenizers, unpickled, weights
 
@@ -51,11 +52,13 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
 
     Args:
         spec: `path`, `base` (or None), `roots`, the directories under which both must lie, and `allow_pickle`, whether
-            weights in a pickle may be opened (not, where it is absent).
+            weights in a pickle may be opened (not, where it is absent); `chat_template`, the file whose template is
+            meant where two differ (None or absent: two that differ are refused).
 
     Returns:
         What the later steps need to know of it: the digest of its content, facts of the model (of an adapter's base),
-        its files with their SHA-256, the base's in the same form, and notes on what is unusual.
+        its files with their SHA-256, the base's in the same form, and notes on what is unusual. With `chat_template`,
+        the template that was chosen.
 
     Raises:
         BadCheckpoint, PathNotAllowed, UnsafeCheckpoint, UnsupportedArchitecture: it cannot be used; the message says
@@ -64,7 +67,8 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     """
     directory, base = _directories(spec)
     try:
-        return _ingest(_Folders(directory, base, bool(spec.get("allow_pickle")), context.scratch), context)
+        folders = _Folders(directory, base, bool(spec.get("allow_pickle")), context.scratch)
+        return _ingest(folders, context, spec.get("chat_template"))
     except OSError as error:
         raise unreadable(Path(error.filename or directory), error) from None
 
@@ -121,18 +125,22 @@ class _Folders:
         return dataclasses.replace(read, files=files)
 
 
-def _ingest(folders: _Folders, context: StepContext) -> dict[str, Any]:
+def _ingest(folders: _Folders, context: StepContext, chosen_template: str | None) -> dict[str, Any]:
     directory, base = folders.directory, folders.base
     identity = file_identity(directory, base)
     checkpoint = folders.read()
     with folders.told_of_originals():
-        result = _checked(checkpoint, folders, context)
+        result = _checked(checkpoint, folders, context, chosen_template)
+        if chosen_template:
+            result["chat_template"] = chat_template_text(checkpoint.tokenizer_directory, chosen_template)
     if file_identity(directory, base) != identity:
         raise CheckpointChanged(f"files in {directory} or its base changed while they were read; {LET_FINISH}")
     return result
 
 
-def _checked(checkpoint: Checkpoint, submitted: _Folders, context: StepContext) -> dict[str, Any]:
+def _checked(
+    checkpoint: Checkpoint, submitted: _Folders, context: StepContext, chosen_template: str | None
+) -> dict[str, Any]:
     context.report_progress("checking", 0.0)
     model = architecture.check_architecture(checkpoint.model)
     notes = []
@@ -141,7 +149,7 @@ def _checked(checkpoint: Checkpoint, submitted: _Folders, context: StepContext) 
         model = dataclasses.replace(
             model, vocabulary_size=architecture.vocabulary_of(checkpoint) or model.vocabulary_size
         )
-    notes += tokenizers.check_tokenizer(checkpoint, model)
+    notes += tokenizers.check_tokenizer(checkpoint, model, chosen_template)
     folders = [checkpoint, checkpoint.base] if checkpoint.base else [checkpoint]
     expected = [_expected_checksums(submitted.original(each), submitted.files(each)) for each in folders]
     progress = _Progress(context.report_progress, sum(file.stat().st_size for each in folders for file in each.files))

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     """Write the package into `context.output`.
 
     Args:
-        spec: {"foundry": FoundrySettings as dict, "context_length": tokens, "family": model_type}.
+        spec: {"foundry": FoundrySettings as dict, "context_length": tokens, "family": model_type}, and where the
+            manifest chose between two chat templates "chat_template", the one that is meant.
         context: inputs {"artifact": what convert wrote}.
 
     Returns:
@@ -69,7 +71,7 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
         BadCheckpoint: the chat template cannot be used.
     """
     artifact = context.inputs["artifact"]
-    chat_template = _chat_template(artifact)
+    chat_template = _chat_template(artifact, spec.get("chat_template"))
     _take_over(artifact, context.output)
     settings = fitting(FoundrySettings(**spec["foundry"]), spec["context_length"])
     _write_json(context.output / GENAI_CONFIG_FILE, _genai_config(artifact, settings, spec["context_length"]))
@@ -86,8 +88,10 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     }
 
 
-def _chat_template(artifact: Path) -> ChatTemplate:
+def _chat_template(artifact: Path, chosen: str | None) -> ChatTemplate:
     chat_template = read_chat_template(artifact)
+    if chat_template is not None and chosen is not None:
+        chat_template = replace(chat_template, source=chosen)
     if chat_template is None:
         raise BadCheckpoint(
             f"there is no chat template, so nobody can chat with the model; put {TEMPLATE_FILE} beside the "

@@ -66,10 +66,38 @@ def compare(model: torch.nn.Module, stored: StoredWeights, tokens: list[int], *,
         if isinstance(module, torch.nn.Embedding) and module.weight is not head:
             # A table is looked up for some tokens only.
             pieces.compare_all()
-    with torch.inference_mode(), computing_in_fp32(model, matrices.values()), _forwarding(forwards):
-        output = model(input_ids=torch.tensor([tokens] * 3), use_cache=False)
-        logits = output.logits.float().numpy()
-    return SideBySide(logits[SOURCE], logits[STORED], logits[JITTERED], faults, sorted(matrices.keys() - places.keys()))
+    unplaced = sorted(matrices.keys() - places.keys())
+    with torch.inference_mode(), _forwarding(forwards):
+        with computing_in_fp32(model, matrices.values()):
+            logits = _run(model, tokens)
+        if usual and (experts := _experts(model)):
+            # They are not told apart by row and name; rounded as the rest is, they show what that moves.
+            with computing_in_fp32(model, matrices.values()), _rounding(experts, usual):
+                logits = np.concatenate([logits[:1], _run(model, tokens)[1:]])
+            unplaced += experts
+    return SideBySide(logits[SOURCE], logits[STORED], logits[JITTERED], faults, unplaced)
+
+
+def _run(model: torch.nn.Module, tokens: list[int]) -> npt.NDArray[np.float32]:
+    logits: torch.Tensor = model(input_ids=torch.tensor([tokens] * 3), use_cache=False).logits
+    return np.asarray(logits.float().numpy())
+
+
+def _experts(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Stacks of matrices, one for each expert, that a layer chooses from; a convolution's kernels are no matrices."""
+    return {name: weight for name, weight in model.named_parameters() if weight.dim() > 2 and weight.shape[-1] >= 16}
+
+
+@contextmanager
+def _rounding(weights: dict[str, torch.nn.Parameter], rounding: Rounding) -> Iterator[None]:
+    before = {name: weight.data for name, weight in weights.items()}
+    try:
+        for weight in weights.values():
+            weight.data = rounded(weight.data.float().clone(), rounding).to(weight.dtype)
+        yield
+    finally:
+        for name, weight in weights.items():
+            weight.data = before[name]
 
 
 def _is_matrix(module: torch.nn.Module) -> bool:
