@@ -1,6 +1,6 @@
-"""What the store costs: putting and laying out a model of 256 MB, against `cp` and `sha256sum` of the same.
+"""What the store costs: putting and laying out a model of 1 GB, against `cp` and `sha256sum` of the same.
 
-    python bench/store.py [--directory DIR] [--rounds 3]
+    python bench/store.py [--directory DIR] [--rounds 3] [--megabytes 1024]
 
 Prints medians in seconds and their ratio to cp + sha256sum of the same run. The store hashes every byte twice when it
 puts (chunk and file) and brings it to the disk; cp leaves it in memory, so `cp + sync` is printed too.
@@ -20,16 +20,15 @@ from onnx import TensorProto, helper, save
 
 from olivepress.store import DirectoryStore
 
-TENSORS = 160
-TENSOR_BYTES = 1_638_400  # a matrix of a 0.5-billion-parameter model in int4; 160 of them are 262 MB
+TENSOR_BYTES = 1_638_400  # a matrix of a 0.5-billion-parameter model in int4; 655 of them are 1 GB
 
 
-def make_model(directory: Path) -> None:
+def make_model(directory: Path, size_bytes: int) -> None:
     """A model directory laid out as the builder does: a small graph and its external data."""
     directory.mkdir()
     tensors = []
     with (directory / "model.onnx.data").open("wb") as data:
-        for number in range(TENSORS):
+        for number in range(size_bytes // TENSOR_BYTES):
             tensor = TensorProto(name=f"weight.{number}", data_type=TensorProto.UINT8, dims=[TENSOR_BYTES])
             tensor.data_location = TensorProto.EXTERNAL
             place = {"location": "model.onnx.data", "offset": data.tell(), "length": TENSOR_BYTES}
@@ -72,10 +71,11 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     arguments.add_argument("--directory", type=Path, help="a directory on the disk to measure")
     arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--megabytes", type=int, default=1024)
     chosen = arguments.parse_args()
     with tempfile.TemporaryDirectory(dir=chosen.directory) as scratch:
         model = Path(scratch) / "model"
-        make_model(model)
+        make_model(model, chosen.megabytes * 2**20)
         rounds = [one_round(model, Path(scratch) / "round") for _ in range(chosen.rounds)]
     taken = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
     plain = taken["cp"] + taken["sha256sum"]

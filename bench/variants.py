@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import io
 import json
+import logging
 import tempfile
 import warnings
 from pathlib import Path
@@ -23,6 +24,7 @@ from pathlib import Path
 import torch
 from onnxruntime_genai.models import builder
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from olivepress.store import DirectoryStore
 from tests.checkpoints import write_tokenizer
@@ -85,6 +87,8 @@ def main() -> None:
     arguments.add_argument("--vocabulary", type=int, default=40_000)
     arguments.add_argument("--precision", default="int4")
     chosen = arguments.parse_args()
+    logging.disable(logging.INFO)
+    transformers_logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         model, store = make_base(chosen), DirectoryStore(place / "store")

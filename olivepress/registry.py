@@ -1,10 +1,12 @@
 """Rules of registered names: what a model or an alias may be called, and how people refer to a version. Pure."""
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from olivepress.errors import BadManifest
-from olivepress.recipes import Precision
+from olivepress.recipes import Recipe
 
 LATEST = "latest"
 MODEL_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,98}[a-z0-9])?")
@@ -59,13 +61,29 @@ def check_alias(alias: str) -> str:
     return alias
 
 
-def model_name(checkpoint_name: str, precision: Precision) -> str:
-    """The registered name of a checkpoint's model at a precision: <name>-<precision>.
+def model_name(checkpoint_name: str, suffix: str) -> str:
+    """The registered name of a checkpoint's model: <name>-<precision>; `model_suffixes` says when it is longer.
 
     Raises:
         BadManifest: the result is no legal model name.
     """
-    return check_model_name(f"{checkpoint_name}-{precision.value}")
+    return check_model_name(f"{checkpoint_name}-{suffix}")
+
+
+def model_suffixes(recipes: Iterable[Recipe]) -> dict[str, str]:
+    """What a model's name ends with, by recipe: the precision.
+
+    Where several recipes of a batch have one precision, the recipe's own name without its provider (cpu-int4-128 gives
+    int4-128): else they would publish under one name, and `latest` would be whichever ended last.
+    """
+    chosen = list(recipes)
+    counts = Counter(recipe.precision for recipe in chosen)
+    return {
+        recipe.name: recipe.precision.value
+        if counts[recipe.precision] == 1
+        else recipe.name.removeprefix(f"{recipe.execution_provider.value}-")
+        for recipe in chosen
+    }
 
 
 def name_from_directory(directory_name: str) -> str:

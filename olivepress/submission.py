@@ -11,7 +11,7 @@ from olivepress.errors import BadManifest
 from olivepress.jobs import BatchId, JobId
 from olivepress.manifest import HUB_PREFIX, MAX_CHECKPOINTS, CheckpointEntry, Manifest, inline_recipe
 from olivepress.recipes import BUILT_IN, Recipe, parse_reference, recipe_named
-from olivepress.registry import check_alias, model_name, name_from_directory
+from olivepress.registry import check_alias, model_name, model_suffixes, name_from_directory
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ def _expand(entry: CheckpointEntry, roots: list[Path]) -> list[CheckpointEntry]:
 
 
 def _named_jobs(entries: list[CheckpointEntry], recipes: list[Recipe]) -> list[WantedJob]:
+    suffixes = model_suffixes(recipes)
     wanted: list[WantedJob] = []
     taken: dict[tuple[str, str], str] = {}
     for entry in entries:
@@ -99,5 +100,5 @@ def _named_jobs(entries: list[CheckpointEntry], recipes: list[Recipe]) -> list[W
                     f"'{entry.path}' and '{other}' would both become '{name}' by recipe '{recipe.name}'; "
                     "give one of them another 'name', or leave one out"
                 )
-            wanted.append(WantedJob(entry, recipe, name, model_name(name, recipe.precision)))
+            wanted.append(WantedJob(entry, recipe, name, model_name(name, suffixes[recipe.name])))
     return wanted

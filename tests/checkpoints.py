@@ -34,11 +34,25 @@ OWN_FIELDS: dict[str, dict[str, Any]] = {
     "ernie4_5": {"head_dim": 16},
     "hunyuan_v1_dense": {"head_dim": 16},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {
+        "layer_types": ["conv", "full_attention"],
+        "num_dense_layers": 1,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+    },
     "nemotron": {"head_dim": 32},
     "olmo": {},
+    # As it is published: no rope.
+    "granitemoehybrid": {
+        "layer_types": ["attention", "attention"],
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "shared_intermediate_size": 128,
+    },
 }
 # Converts to something else (measured); the rest converts to the same model.
-UNSOUND = ("olmo",)
+UNSOUND = ("olmo", "granitemoehybrid")
 MODEL_TYPES = tuple(name for name in OWN_FIELDS if name not in UNSOUND)
 LLAMA3_ROPE = {
     "rope_type": "llama3",

@@ -246,7 +246,7 @@ def test_a_row_without_its_parent_is_refused_and_nothing_is_written(
         assert current_revision(connection) is None
 
 
-def test_a_log_with_a_nul_restores_into_postgresql_which_has_none(
+def test_a_log_with_a_nul_restores_also_into_postgresql_which_has_none(
     database: Database, target: Database, file: Path
 ) -> None:
     fill(database)
@@ -254,9 +254,8 @@ def test_a_log_with_a_nul_restores_into_postgresql_which_has_none(
         session.execute(update(AttemptRow).values(log_tail="before\x00after"))
     backed_up(database, file)
     restore(target, file, lambda digest: True)
-    kept = "before\x00after" if target.engine.dialect.name == SQLITE else "before\ufffdafter"
     with target.read() as session:
-        assert set(session.scalars(select(AttemptRow.log_tail))) == {kept}
+        assert set(session.scalars(select(AttemptRow.log_tail))) == {"before\ufffdafter"}
 
 
 @pytest.mark.parametrize("name", ["tables/jobs.jsonl", "store/artifacts.jsonl", "secrets/admin-key"])

@@ -3,12 +3,25 @@
 import pytest
 
 from olivepress.errors import BadManifest
-from olivepress.recipes import Precision
-from olivepress.registry import check_model_name, model_name, name_from_directory, parse_reference
+from olivepress.recipes import recipe_named
+from olivepress.registry import (
+    check_model_name,
+    model_name,
+    model_suffixes,
+    name_from_directory,
+    parse_reference,
+)
 
 
 def test_a_model_is_named_after_its_checkpoint_and_precision() -> None:
-    assert model_name("support-en", Precision.INT4) == "support-en-int4"
+    assert model_name("support-en", "int4") == "support-en-int4"
+
+
+def test_recipes_of_one_precision_in_a_batch_publish_under_names_of_their_own() -> None:
+    alone = [recipe_named("cpu-int4-128"), recipe_named("cpu-int8")]
+    assert model_suffixes(alone) == {"cpu-int4-128": "int4", "cpu-int8": "int8"}
+    several = [recipe_named("cpu-int4"), *alone]
+    assert model_suffixes(several) == {"cpu-int4": "int4", "cpu-int4-128": "int4-128", "cpu-int8": "int8"}
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
         log.info("recipe: %s", note)
     olive.refuse_unbuildable(spec["build"])
     olive.refuse_unsupported(spec["ingest"]["architecture"])
-    source, done = _plain_source(directory, base, spec, context)
+    source, done = plain_source(directory, base, spec, context)
     conversion = Conversion(directory, source, spec["build"], context.output, context.scratch / "olive")
     olive.build(conversion, lambda share: context.report_progress("build", done + (BUILT - done) * share))
     context.report_progress("check", BUILT)
@@ -54,7 +54,7 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     return {"parity": asdict(agreement), "notes": []}
 
 
-def _plain_source(directory: Path, base: Path | None, spec: dict[str, Any], context: StepContext) -> tuple[Path, float]:
+def plain_source(directory: Path, base: Path | None, spec: dict[str, Any], context: StepContext) -> tuple[Path, float]:
     """The full checkpoint in floating point to build from, and the share of the step that is done then."""
     # What keeps its numbers in floating point must not lose any of them on the way.
     exact = Precision(spec["build"]["precision"]) in (Precision.FP16, Precision.FP32)

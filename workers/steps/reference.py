@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from olivepress.chat_template import Message
+from olivepress.recipes import Precision
 from workers.measures.domain_prompts import DEFAULT_NEW_TOKENS, messages_of
 from workers.measures.held_out import TOKENS_AT_MOST, WINDOW_TOKENS, held_out_text
 from workers.measures.reference_file import ANSWERS, HELD_OUT, Answer, Reference, Section, write_reference
 from workers.measures.tokenizer_agreement import SAMPLES
 from workers.steps.context import StepContext
-from workers.toolchains import adapters
+from workers.steps.convert import plain_source, refuse_changed
 from workers.toolchains.source_model import SourceModel, open_source, section_of
 
 DEFAULT_PENALTY = 1.1
@@ -27,23 +28,24 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     """Write the reference into `context.output`.
 
     Args:
-        spec: {"path": checkpoint, "base": directory of an adapter's base or None, "prompts": domain prompts,
-            "repetition_penalty": that answers are given with (optional), "held_out": a text of the team's own instead
-            of the common one (optional)}.
+        spec: {"path": checkpoint, "base": directory of an adapter's base or None, "ingest": the result of the ingest
+            step, "prompts": domain prompts, "repetition_penalty": that answers are given with (optional), "held_out":
+            a text of the team's own instead of the common one (optional)}.
 
     Returns:
-        {"positions": {"held_out", "answers"}, "perplexity": of the source on the held-out text, "answers": asked,
-        "not_asked": for lack of time, "yardsticks": {name: mean KL}, "notes": [str]}
+        {"positions": {"held_out", "answers"}, "answers": asked, "not_asked": for lack of time,
+        "yardsticks": {name: mean KL}, "notes": [str]}
 
     Raises:
         BadCheckpoint: transformers cannot open the checkpoint.
+        ConversionFailed: the adapter does not fit its base.
+        CheckpointChanged: the files are not the ones that were ingested.
+        DiskFull: no room in the workspace.
     """
-    directory = Path(spec["path"])
-    if spec.get("base"):
-        context.report_progress("merging the adapter", 0.0)
-        directory = adapters.merge(directory, Path(spec["base"]), context.scratch / "merged")
+    directory, base = Path(spec["path"]), Path(spec["base"]) if spec["base"] else None
+    plain, _ = plain_source(directory, base, spec | {"build": {"precision": Precision.FP32.value}}, context)
     context.report_progress("opening the source", MERGED)
-    source = open_source(directory)
+    source = open_source(plain)
     context.report_progress("reading the held-out text", OPENED)
     sections = _held_out(source, spec.get("held_out") or held_out_text())
     answers, answered = _answers(source, spec, context)
@@ -55,6 +57,10 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     not_asked = sum(answer.answer is None and answer.tokens is not None for answer in answers)
     notes = (f"{not_asked} conversations were not asked in torch, for {ANSWER_BUDGET_S:.0f} s were over",)
     reference = Reference(facts, answers, yardsticks, (*sections, *answered), notes if not_asked else ())
+    # As convert does it: what is remembered for a content must have been read from it.
+    refuse_changed(directory, spec["ingest"]["files"])
+    if base is not None:
+        refuse_changed(base, spec["ingest"]["base"]["files"])
     write_reference(reference, context.output)
     return {
         "positions": {

@@ -22,6 +22,7 @@ from onnxruntime_genai.models import builder
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from olivepress.errors import ConversionFailed, NoRoom, UnsupportedArchitecture
+from olivepress.known_architectures import BUILT_WRONGLY
 from olivepress.recipes import Algorithm, ExecutionProvider, Precision
 from workers.toolchains import builder_pass, mends, olive_passes
 from workers.toolchains.build_progress import reporting
@@ -30,9 +31,6 @@ from workers.toolchains.failures import explained, told_as_conversion_failure
 
 BUILDER_PRECISION = {Precision.INT4: "int4", Precision.INT8: "int8", Precision.FP16: "fp16", Precision.FP32: "fp32"}
 BUILDER_ALGORITHM = {Algorithm.DEFAULT: "default", Algorithm.RTN: "rtn", Algorithm.K_QUANT: "k_quant"}
-# What the builder takes and transformers loads as a language model, and yet: models that answer wrongly (measured
-# against torch in fp32: OLMo, Granite's hybrid) or that it does not quantize from plain weights (gpt-oss).
-NOT_TRUSTED = ("OlmoForCausalLM", "GraniteMoeHybridForCausalLM", "GptOssForCausalLM")
 WHAT_NOW = "the attempt's log has the details; try another recipe, or compare config.json with the base model's"
 
 WHAT_NOW_WITH_PASSES = "the attempt's log has the details; leave out the recipe's own pass that fails, or change it"
@@ -46,7 +44,7 @@ def supported_architectures() -> list[str]:
     """
     dispatched = re.findall(r'architectures\[0\] == "(\w+ForCausalLM)"', inspect.getsource(builder.create_model))
     loadable = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    return sorted(set(dispatched) & loadable - set(NOT_TRUSTED))
+    return sorted(set(dispatched) & loadable - BUILT_WRONGLY.keys())
 
 
 def refuse_unsupported(architecture: str) -> None:
