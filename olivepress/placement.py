@@ -73,11 +73,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A queued step. `sent_to` names the busy worker that was told of it already: only an idle one gets it now."""
+    """A queued step. Where a worker was told of it and did not take it, another is better.
+
+    `waits_there`: that worker is full, so the step goes only to one that is idle.
+    """
 
     step_id: StepId
     need: Need
     sent_to: str | None = None
+    waits_there: bool = False
 
 
 @dataclass
@@ -172,13 +176,17 @@ def gib(size_bytes: int) -> str:
     return f"{size_bytes / GIB:.1f} GiB" if size_bytes >= GIB // 10 else f"{size_bytes / 2**20:.0f} MiB"
 
 
+def _preference(step: Waiting, place: Place) -> tuple[object, ...]:
+    """One that did not fail to take it, an idle one, the smallest (large ones stay free for what needs them)."""
+    has_failed = place.worker_id == step.sent_to
+    return has_failed, not place.is_idle, place.room.allowance_bytes, place.load / place.slots, place.worker_id
+
+
 def _first_that_fits(steps: list[Waiting], places: list[Place]) -> tuple[Waiting, Place] | None:
     for step in steps:
         fitting = [place for place in places if place.is_open and place.room.fits(step.need)]
-        if step.sent_to is not None:
+        if step.waits_there:
             fitting = [place for place in fitting if place.is_idle and place.worker_id != step.sent_to]
         if fitting:
-            # An idle one first; of those the smallest, so that the large ones stay free for what needs them.
-            best = min(fitting, key=lambda p: (not p.is_idle, p.room.allowance_bytes, p.load / p.slots, p.worker_id))
-            return step, best
+            return step, min(fitting, key=lambda place: _preference(step, place))
     return None

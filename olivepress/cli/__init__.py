@@ -57,7 +57,12 @@ class Commands(LazyGroup):
             "olivepress.cli.inspect", "inspect", "Say what a checkpoint is and what its steps will take.", JOBS
         ),
         "recipes": LazyCommand("olivepress.cli.recipes", "app", "List what a checkpoint can become.", JOBS),
-        "supported": LazyCommand("olivepress.cli.supported", "supported", "List the architectures that convert, and why others do not.", JOBS),
+        "supported": LazyCommand(
+            "olivepress.cli.supported",
+            "supported",
+            "List the architectures that convert, and why others do not.",
+            JOBS,
+        ),
         "models": LazyCommand("olivepress.cli.models", "models", "List models, or the versions of one.", MODELS),
         "report": LazyCommand("olivepress.cli.report", "report", "Show what was measured of a version.", MODELS),
         "compare": LazyCommand("olivepress.cli.report", "compare_versions", "Compare versions.", MODELS),

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session, aliased
 
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import JobRow, StepRow, WorkerRow
-from olivepress.database.workers import alive
+from olivepress.database.workers import SENT_TO_FOR_S, alive
 from olivepress.jobs import StepId, StepKind, StepState
 from olivepress.placement import WINDOW_PER_SLOT, Fairness, Need, Place, Room, Waiting, assign
 
@@ -99,7 +99,7 @@ def _places(session: Session, again_after_s: float) -> list[Place]:
             load=running.get(row.id, 0) + waiting.get(row.id, 0),
             running=running.get(row.id, 0),
         )
-        for row in alive(session)
+        for row in alive(session, SENT_TO_FOR_S)
     ]
 
 
@@ -139,7 +139,7 @@ def _waiting(
         found |= {row.id: row for row in rows}
     ordered = sorted(found.values(), key=lambda row: (row.rank, row.id))
     return [
-        Waiting(StepId(row.id), need_of(row), row.signaled_to if row.signaled_to in full else None) for row in ordered
+        Waiting(StepId(row.id), need_of(row), row.signaled_to, waits_there=row.signaled_to in full) for row in ordered
     ]
 
 

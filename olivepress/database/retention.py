@@ -181,7 +181,11 @@ _RULES: dict[RowKind, _Rule] = {
         lambda: delete(AttemptRow),
     ),
     RowKind.LOGS: _Rule(
-        AttemptRow.id, _is_old_log, _is_old_log, _LOG_BYTES, lambda: update(AttemptRow).values(log_tail=None, log_lines=0)
+        AttemptRow.id,
+        _is_old_log,
+        _is_old_log,
+        _LOG_BYTES,
+        lambda: update(AttemptRow).values(log_tail=None, log_lines=0),
     ),
     RowKind.WORKERS: _Rule(
         WorkerRow.id,

@@ -12,6 +12,8 @@ from olivepress.database.upsert import upsert
 
 SEEN_EVERY_S = 5.0
 ALIVE_FOR_S = 30.0
+# One that missed two reports is sent nothing, though it may only have met an outage.
+SENT_TO_FOR_S = 2.5 * SEEN_EVERY_S
 SCHEDULER_LEASE = "scheduler"
 
 
@@ -62,9 +64,9 @@ def stopped(session: Session, worker_id: str) -> None:
     session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(stopped_at=DatabaseNow()))
 
 
-def alive(session: Session) -> list[WorkerRow]:
+def alive(session: Session, seen_within_s: float = ALIVE_FOR_S) -> list[WorkerRow]:
     """Workers that were seen lately and did not stop."""
-    query = select(WorkerRow).where(WorkerRow.stopped_at.is_(None), WorkerRow.seen_at > DatabaseNow() - ALIVE_FOR_S)
+    query = select(WorkerRow).where(WorkerRow.stopped_at.is_(None), WorkerRow.seen_at > DatabaseNow() - seen_within_s)
     return list(session.scalars(query))
 
 

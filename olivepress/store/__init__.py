@@ -5,6 +5,7 @@ manifest.py    what an artifact is: its files, their chunks, its digest. Pure
 cutting.py     where a file is cut, so that fine-tunes of one base share chunks
 artifacts.py   how directories become artifacts and back, in every kind of store; source.py reads them
 directory.py   the store as a directory; safe with many writers and a kill at any point
+cloning.py     lays out files without a copy where the file system can
 bucket.py      the store as an S3-compatible bucket
 collecting.py  removes what nothing refers to from a directory, bucket_collecting.py from a bucket
 opening.py     the store that the settings name

@@ -232,8 +232,14 @@ class ArtifactStore(ABC):
             )
         return content
 
+    def _share_chunk(self, place: "Place") -> bool:
+        """Whether it came to its place without a copy; it was read and verified just now."""
+        return False
+
     def _copy_chunk(self, place: "Place") -> None:
-        content = self.read_chunk(place.chunk, place.file_path)
+        content = self.read_chunk(place.chunk, place.file.path)
+        if self._share_chunk(place):
+            return
         with place.target.open("r+b") as file:
             file.seek(place.offset)
             file.write(content)
@@ -244,7 +250,7 @@ class Place:
     """Where a chunk goes when an artifact is laid out."""
 
     chunk: Chunk
-    file_path: str
+    file: FileEntry
     target: Path
     offset: int
 
@@ -299,6 +305,6 @@ def _lay_out(manifest: Manifest, directory: Path) -> list[Place]:
             stream.truncate(file.size_bytes)
         offset = 0
         for chunk in file.chunks:
-            places.append(Place(chunk, file.path, target, offset))
+            places.append(Place(chunk, file, target, offset))
             offset += chunk.size_bytes
     return places

@@ -15,7 +15,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from olivepress.errors import BadArtifact, NotFound
-from olivepress.store.artifacts import ArtifactStore
+from olivepress.store.artifacts import ArtifactStore, Place
+from olivepress.store.cloning import clone_into, may_share
 from olivepress.store.durable import full_disk_is_named, renew, sweep, sync_directory, write_whole
 from olivepress.store.manifest import Chunk, Manifest, is_sha256
 from olivepress.store.places import Places
@@ -30,6 +31,7 @@ class DirectoryStore(ArtifactStore):
     def __init__(self, root: Path) -> None:
         self.root = root
         self.places = Places(root)
+        self._may_clone = True
         self.places.make()
 
     @property
@@ -79,6 +81,19 @@ class DirectoryStore(ArtifactStore):
 
     def _write_chunk(self, chunk: Chunk, content: bytes) -> None:
         write_whole(self.places.chunk(chunk.sha256), content, self.places.tmp)
+
+    def _share_chunk(self, place: Place) -> bool:
+        if not self._may_clone or not may_share(place.offset, place.chunk.size_bytes, place.file.size_bytes):
+            return False
+        source = self.places.chunk(place.chunk.sha256)
+        try:
+            is_shared = clone_into(source, place.target, place.offset)
+        except FileNotFoundError:  # it was read in the trash
+            return False
+        if not is_shared:
+            # This file system cannot, or the target is on another: not asked again for every chunk.
+            self._may_clone = False
+        return is_shared
 
     def _load_chunk(self, sha256: str) -> bytes:
         return self.places.read(self.places.chunk(sha256))

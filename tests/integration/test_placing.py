@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 from olivepress.database import cancelling, costs, dispatching, steps, stranded, views, workers
 from olivepress.database.sessions import Database
 from olivepress.database.steps import Ending
-from olivepress.database.tables import AttemptRow, StepRow
+from olivepress.database.tables import AttemptRow, StepRow, WorkerRow
 from olivepress.database.unblocking import Offer
 from olivepress.database.workers import WorkerFacts
 from olivepress.jobs import AttemptOutcome, JobState, StepKind, StepState
@@ -278,3 +278,12 @@ def test_a_worker_that_the_database_forgot_is_told_so_and_one_taken_for_stopped_
     with database.write() as session:
         assert workers.seen(session, SMALL.worker_id, 5)
         assert [(row.id, row.disk_free_bytes) for row in workers.alive(session)] == [(SMALL.worker_id, 5)]
+
+
+def test_a_worker_that_missed_its_reports_is_sent_nothing_although_it_still_counts_as_alive(database: Database) -> None:
+    start(database, SMALL)
+    submit_paths(database, "/models/a")
+    with database.write() as session:
+        session.execute(update(WorkerRow).values(seen_at=WorkerRow.seen_at - workers.SENT_TO_FOR_S - 1))
+        assert workers.alive(session)
+    assert sent(database) == {}

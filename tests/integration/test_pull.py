@@ -155,6 +155,30 @@ class TestPull:
         assert_is(tmp_path / "target", PACKAGE_1, 1)
         assert names(tmp_path) == ["target"]
 
+    def test_a_kill_between_the_two_renames_of_a_replacement_is_mended_by_the_next_pull(
+        self, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # given
+        target = tmp_path / "target"
+        pull(client, version(client, 1), target)
+        real, renames = Path.rename, iter(range(9))
+
+        def rename(path: Path, to: Path) -> Path:
+            if next(renames) == 1:
+                raise KeyboardInterrupt
+            return real(path, to)
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(Path, "rename", rename)
+            pull(client, version(client, 2), target, replace=True)
+        assert names(tmp_path) == [".target.old", ".target.partial"]
+        # when
+        pulled = pull(client, version(client, 2), target)
+        # then
+        assert pulled.received_bytes == 0
+        assert_is(target, PACKAGE_2, 2)
+        assert names(tmp_path) == ["target"]
+
     def test_two_pulls_to_one_target_are_told_apart(self, client: Client, tmp_path: Path) -> None:
         with held(tmp_path / ".target.partial", "a-int4:1"):
             with pytest.raises(ServiceUnavailable, match="is in use by another process"):

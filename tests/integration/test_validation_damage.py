@@ -26,7 +26,7 @@ from workers.toolchains.graph_facts import read_facts
 
 pytestmark = pytest.mark.toolchain
 RECIPES = ("cpu-int4", "cpu-int4-small", "cpu-int4-128", "cpu-int8", "cpu-fp32")
-CONTEXT_LENGTH = 512
+CONTEXT_LENGTH = 320
 DAMAGED = "support-en"
 
 

@@ -84,10 +84,18 @@ def test_a_team_cannot_save_up_turns_while_it_has_nothing_to_run() -> None:
 
 
 def test_a_step_that_waits_at_a_busy_worker_goes_to_an_idle_one_but_never_to_a_second_queue() -> None:
-    told = [Waiting(StepId(1), Need(), sent_to="busy")]
+    told = [Waiting(StepId(1), Need(), sent_to="busy", waits_there=True)]
     busy, other = Place("busy", SMALL, 1, load=1), Place("other", SMALL, 1, load=1)
     assert assign({"a": told}, [busy, other], {}, Fairness()) == []
     assert assign({"a": told}, [busy, Place("idle", SMALL, 1)], {}, Fairness()) == [(1, "idle")]
+
+
+def test_a_worker_that_did_not_take_a_step_in_time_gets_it_again_only_if_there_is_no_other() -> None:
+    not_taken = [Waiting(StepId(1), Need(), sent_to="dead")]
+    assert assign({"a": not_taken}, [Place("dead", SMALL, 1), Place("other", LARGE, 1)], {}, Fairness()) == [
+        (1, "other")
+    ]
+    assert assign({"a": not_taken}, [Place("dead", SMALL, 1)], {}, Fairness()) == [(1, "dead")]
 
 
 @pytest.mark.parametrize(

@@ -22,14 +22,14 @@ from workers.toolchains.genai import GenaiModel, Generation
 NEW_TOKENS = 32
 MIN_RUNS = 3
 MAX_RUNS = 20
-BUDGET_S = 5.0
+BUDGET_S = 3.0
 MS_PER_S = 1000.0
 
 LENGTHS = (16, 128, 512, 1024)
 NEW_TOKENS_AT_LENGTH = 16
 FEWEST_RUNS_AT_LENGTH, MOST_RUNS_AT_LENGTH = 3, 10
-# Beyond the fewest runs, a length is repeated no longer than this.
-REPEATED_FOR_S = 0.4
+# A length whose runs take long is run once more, or not; beyond the fewest runs it is repeated no longer than this.
+FEWEST_FOR_S, REPEATED_FOR_S = 4.0, 0.3
 LENGTHS_BUDGET_S = 20.0
 LIMIT_CACHE_BYTES = 2**30
 
@@ -149,7 +149,8 @@ def _at_length(model: GenaiModel, prompt: Sequence[int], budget_s: float) -> tup
 def _goes_on(runs: int, elapsed_s: float, budget_s: float) -> bool:
     if runs >= MOST_RUNS_AT_LENGTH:
         return False
-    return runs == 0 or elapsed_s < (budget_s if runs < FEWEST_RUNS_AT_LENGTH else min(budget_s, REPEATED_FOR_S))
+    wanted_s = FEWEST_FOR_S if runs < FEWEST_RUNS_AT_LENGTH else REPEATED_FOR_S
+    return runs == 0 or elapsed_s < min(budget_s, wanted_s)
 
 
 def _empty(length: int) -> dict[str, Any]:

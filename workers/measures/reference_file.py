@@ -113,7 +113,7 @@ def read_reference(directory: Path) -> Reference:
         content = json.loads((directory / JSON_FILE).read_text(encoding="utf-8"))
         if content["schema_version"] != SCHEMA_VERSION:
             raise BadArtifact(f"the source's reference is of schema {content['schema_version']}; {WHAT_NOW}")
-        with np.load(directory / ARRAYS_FILE, allow_pickle=False) as arrays:
+        with (directory / ARRAYS_FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             sections = _sections(content["sections"], {name: arrays[name] for name in arrays.files})
         return Reference(
             facts=content["facts"],

@@ -15,7 +15,7 @@ from workers.measures.spread import theil_sen
 from workers.toolchains.genai import GenaiModel
 
 SESSIONS = 30
-BUDGET_S = 5.0
+BUDGET_S = 3.0
 FEWEST_SESSIONS = 8
 WARM_UP_SHARE = 0.25
 NEW_TOKENS = 8
