@@ -7,7 +7,7 @@ so that what is sent holds the prompts and the workflow themselves.
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
@@ -42,16 +42,25 @@ class Expectation(Strict):
     equals: str | None = None
     contains: str | None = None
     regex: str | None = None
+    json_schema: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "Expectation":
-        if self.equals is None and self.contains is None and self.regex is None:
-            raise ValueError("expect needs one of: equals, contains, regex")
+        if self.equals is None and self.contains is None and self.regex is None and self.json_schema is None:
+            raise ValueError("expect needs one of: equals, contains, regex, json_schema")
         if self.regex is not None:
             try:
                 re.compile(self.regex)
             except re.error as error:
                 raise ValueError(f"expect.regex is no regular expression: {error}") from None
+        if self.json_schema is not None:
+            # Loaded where it is needed, for it takes as long as the rest of the client.
+            from olivepress.json_shapes import check_schema
+
+            try:
+                check_schema(self.json_schema)
+            except BadManifest as error:
+                raise ValueError(str(error)) from None
         return self
 
 
@@ -84,6 +93,8 @@ class CheckpointEntry(Strict):
     name: Name | None = None
     base: Place | None = None
     prompts: Prompts | None = None
+    chat_template: Literal["chat_template.jinja", "tokenizer_config.json"] | None = None
+    """Which of two different templates of the checkpoint is meant."""
 
 
 def inline_recipe(entry: dict[str, Any], source: str = "the recipe") -> Recipe:

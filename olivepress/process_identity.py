@@ -15,7 +15,7 @@ def pid_space() -> str:
     """Where a pid means the same as here: containers and hosts of one name must not judge each other's processes."""
     parts = [str(psutil.boot_time())]
     with contextlib.suppress(OSError):
-        parts = [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+        parts = [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), str(Path("/proc/self/ns/pid").readlink())]
     return "/".join(parts)
 
 

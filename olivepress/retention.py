@@ -137,9 +137,7 @@ def plan(database: Database, store: Store, periods: Periods) -> Report:
     return report
 
 
-def run(
-    database: Database, store: Store, periods: Periods, must_stop: Callable[[], bool] = lambda: False
-) -> Report:
+def run(database: Database, store: Store, periods: Periods, must_stop: Callable[[], bool] = lambda: False) -> Report:
     """Remove what is too old. One at a time runs; one that was killed is gone on with by the next.
 
     Raises:

@@ -19,6 +19,8 @@ class JobFacts:
     recipe: Recipe
     prompts: list[Any]
     prompts_digest: str | None
+    chat_template: str | None = None
+    """The file whose template is meant, where the checkpoint has two that differ."""
 
 
 @dataclass(frozen=True)
@@ -32,27 +34,32 @@ class StepResult:
 Done = dict[StepKind, StepResult]
 
 
-def ingest_location(batch_id: int, checkpoint_path: str, base_path: str | None) -> str:
+def ingest_location(batch_id: int, checkpoint_path: str, base_path: str | None, chat_template: str | None) -> str:
     """Key under which ingest steps of one batch wait for each other: the same folders are read once.
 
     It is not remembered, for the files behind a path may change; see `ingest_key`.
     """
-    return digest_of(["ingest-location", batch_id, checkpoint_path, base_path])
+    return digest_of(["ingest-location", batch_id, checkpoint_path, base_path, chat_template])
 
 
-def ingest_key(file_identity: str, limits: dict[str, Any], fingerprint: str) -> str:
+def chosen_template(job: JobFacts) -> dict[str, Any]:
+    """What ingest is told of the chat template; nothing where nobody chose, so that keys stay as they are."""
+    return {"chat_template": job.chat_template} if job.chat_template else {}
+
+
+def ingest_key(file_identity: str, told: dict[str, Any], fingerprint: str) -> str:
     """Key of what ingest found in files of this identity (`checkpoint_files.file_identity`).
 
-    The limits (allowed roots, whether pickles may be opened) are part of it: what an administrator has closed must not
-    be remembered as open.
+    What it was told beside the path is part of it: the limits (allowed roots, whether pickles may be opened), for what
+    an administrator has closed must not be remembered as open, and the choice of a chat template.
     """
-    return step_key(StepKind.INGEST, {"identity": file_identity}, limits, fingerprint)
+    return step_key(StepKind.INGEST, {"identity": file_identity}, told, fingerprint)
 
 
 def key_of(kind: StepKind, job: JobFacts, done: Done, fingerprint: str) -> str | None:
     """The key of a step whose predecessors are done; None for publish, which is unique per job."""
     if kind is StepKind.INGEST:
-        return ingest_location(job.batch_id, job.checkpoint_path, job.base_path)
+        return ingest_location(job.batch_id, job.checkpoint_path, job.base_path, job.chat_template)
     if kind is StepKind.CONVERT:
         inputs = {"checkpoint": done[StepKind.INGEST].result["checkpoint_digest"]}
         return step_key(kind, inputs, job.recipe.build_options(), fingerprint)
@@ -66,7 +73,7 @@ def spec_of(kind: StepKind, job: JobFacts, done: Done) -> dict[str, Any]:
     """The JSON values that the step's `run` is given. The worker adds what only it knows: roots, an adapter's base."""
     ingested = done[StepKind.INGEST].result if StepKind.INGEST in done else {}
     if kind is StepKind.INGEST:
-        return {"path": job.checkpoint_path, "base": job.base_path}
+        return {"path": job.checkpoint_path, "base": job.base_path, **chosen_template(job)}
     if kind is StepKind.CONVERT:
         return {
             "path": job.checkpoint_path,
@@ -80,6 +87,7 @@ def spec_of(kind: StepKind, job: JobFacts, done: Done) -> dict[str, Any]:
             "foundry": asdict(job.recipe.foundry),
             "context_length": _capped(ingested["context_length"], job.recipe.context_length),
             "family": ingested["family"],
+            **{key: ingested[key] for key in ("chat_template",) if key in ingested},
         }
     if kind is StepKind.VALIDATE:
         package = done[StepKind.PACKAGE].artifact_digest or ""

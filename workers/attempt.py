@@ -25,7 +25,7 @@ from olivepress.database.sessions import Session
 from olivepress.database.steps import Claim, Ending
 from olivepress.errors import OlivepressError, ServiceUnavailable, TransientError
 from olivepress.jobs import AttemptOutcome, StepId, StepKind
-from olivepress.steps import Done, JobFacts, StepResult, artifacts_of, ingest_key, spec_of
+from olivepress.steps import Done, JobFacts, StepResult, artifacts_of, chosen_template, ingest_key, spec_of
 from workers import endings
 from workers.attempt_log import AttemptLog
 from workers.child import ChildRequest, Failure, Progress, Success
@@ -150,7 +150,7 @@ class Attempt:
         return self._lease.finish(AttemptOutcome.SUCCEEDED, succeed)
 
     def _ingest_key(self, identity: str) -> str:
-        return ingest_key(identity, self._limits(), self._runtime.offer.fingerprint)
+        return ingest_key(identity, self._limits() | chosen_template(self._job), self._runtime.offer.fingerprint)
 
     def _limits(self) -> dict[str, Any]:
         """What the administrator lets ingest read."""

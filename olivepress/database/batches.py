@@ -52,7 +52,7 @@ def insert_batch(
     if batch_id is None:
         return None
     job_ids = _insert_jobs(session, batch_id, manifest, wanted, now)
-    locations = [ingest_location(batch_id, job.entry.path, job.entry.base) for job in wanted]
+    locations = [ingest_location(batch_id, job.entry.path, job.entry.base, job.entry.chat_template) for job in wanted]
     _insert_steps(session, batch_id, dict(zip(job_ids, locations, strict=True)), now)
     return BatchId(batch_id), [JobId(job_id) for job_id in job_ids]
 
@@ -72,6 +72,7 @@ def _insert_jobs(session: Session, batch_id: int, manifest: Manifest, wanted: li
                 job.model_name,
                 _store_prompts(session, job.entry.prompts) if job.entry.prompts else shared_prompts,
                 places[job.recipe.name],
+                job.entry.chat_template,
             )
             for job in wanted
         ],
@@ -85,6 +86,7 @@ def _insert_jobs(session: Session, batch_id: int, manifest: Manifest, wanted: li
         JobRow.base_path: found.text(2),
         JobRow.model_name: found.text(3),
         JobRow.prompts_digest: found.text(4),
+        JobRow.chat_template: found.text(6),
         JobRow.recipe_name: case(*((is_it, literal(recipe.name)) for is_it, recipe in by_recipe)),
         JobRow.recipe: case(*((is_it, literal(recipe.to_dict(), JSON)) for is_it, recipe in by_recipe)),
         JobRow.alias: literal(manifest.alias),

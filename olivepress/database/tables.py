@@ -109,6 +109,8 @@ class JobRow(Table):
     alias: Mapped[str]
     pool: Mapped[str | None]
     """Only workers that offer this pool run its steps; None: any."""
+    chat_template: Mapped[str | None]
+    """The file whose template is meant, where the checkpoint has two that differ."""
     prompts_digest: Mapped[str | None] = mapped_column(ForeignKey("prompt_sets.digest"))
     priority: Mapped[int]
     is_fresh: Mapped[bool]

@@ -48,6 +48,7 @@ def job_facts(session: Session, job_id: int) -> JobFacts:
         batch_id=job.batch_id,
         checkpoint_path=job.checkpoint_path,
         base_path=job.base_path,
+        chat_template=job.chat_template,
         recipe=Recipe.from_dict(job.recipe),
         prompts=prompts,
         prompts_digest=job.prompts_digest,

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PermissionDeniedError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotSupportedError,
+    PermissionDeniedError,
+    PreconditionError,
+)
 from obstore.exceptions import UnauthenticatedError as BadCredentialsError
 from obstore.store import S3Store
 
@@ -107,8 +113,10 @@ class Bucket:
         try:
             with self._named("write"):
                 self._objects.put(key, content, mode="create", use_multipart=False)
-        except AlreadyExistsError:
-            return
+        except (AlreadyExistsError, PreconditionError):
+            # Also the answer while another writer is at it, who may yet fail.
+            if self.look(key) is None:
+                self.write(key, content)
         except NotSupportedError:  # an older service; the content is the same whoever writes it
             self._may_be_conditional = False
             self.write(key, content)
@@ -157,7 +165,7 @@ class Bucket:
     def _named(self, doing: str) -> Iterator[None]:
         try:
             yield
-        except (AlreadyExistsError, NotSupportedError):
+        except (AlreadyExistsError, PreconditionError, NotSupportedError):
             raise
         except (BaseError, OSError) as error:
             # A listing that is refused has no class of its own.

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from sqlalchemy import select, update
 
@@ -10,10 +11,12 @@ from olivepress.database import cancelling, dispatching, steps, workers
 from olivepress.database.sessions import Database, DatabaseNow
 from olivepress.database.steps import Claim, Ending
 from olivepress.database.tables import AttemptRow, RememberedRow, StepRow
-from olivepress.database.unblocking import Offer
+from olivepress.database.unblocking import Offer, job_facts
 from olivepress.jobs import AttemptOutcome, JobState, StepKind, StepState
+from olivepress.manifest import parse_manifest
 from olivepress.placement import Fairness
-from olivepress.steps import StepResult
+from olivepress.steps import StepResult, spec_of
+from olivepress.submission import submit
 from tests.integration.database_cases import (
     OFFER,
     OTHER,
@@ -323,3 +326,15 @@ def test_an_attempt_is_ended_whatever_its_log_holds(database: Database) -> None:
     with database.write() as session:
         assert steps.fail(session, held, ending, may_retry=False)
     assert job_of(database, job).error_message == "ingest: a\ufffdb"
+
+
+def test_a_choice_between_two_chat_templates_reaches_ingest_and_is_not_shared_with_jobs_that_made_none(
+    database: Database,
+) -> None:
+    entries = [{"path": "/models/a", "name": "one", "chat_template": "tokenizer_config.json"}]
+    entries += [{"path": "/models/a", "name": "two"}]
+    with_choice, without = submit(database, parse_manifest({"checkpoints": entries}), [Path("/")]).job_ids
+    with database.read() as session:
+        told = [spec_of(StepKind.INGEST, job_facts(session, job), {}) for job in (with_choice, without)]
+    assert [spec.get("chat_template") for spec in told] == ["tokenizer_config.json", None]
+    assert step_of(database, with_choice, StepKind.INGEST).key != step_of(database, without, StepKind.INGEST).key

@@ -157,6 +157,18 @@ def test_of_two_writers_of_one_object_the_second_leaves_it(server: S3Server) -> 
     assert bucket.read("chunks/aa/x") == b"first"
 
 
+def test_a_writer_that_lost_to_one_who_then_failed_writes_it_itself(server: S3Server) -> None:
+    # given a service that says "somebody else is at it", and then nobody was
+    bucket = server.bucket()
+    server.calm()
+    conflicts = iter([412])
+    server.status_of = lambda request: next(conflicts, None) if request.method == "PUT" else None
+    # when
+    bucket.create("chunks/aa/x", b"content")
+    # then
+    assert bucket.read("chunks/aa/x") == b"content"
+
+
 def test_a_service_without_conditional_writes_works_too(server: S3Server) -> None:
     # given
     bucket = server.bucket()

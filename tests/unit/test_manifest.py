@@ -59,6 +59,8 @@ def test_a_missing_manifest_says_which_file(tmp_path: Path) -> None:
         ('{"expect": {"equals": "x"}}', "either messages or prompt"),
         ('{"prompt": "a", "expect": {}}', "expect needs one of"),
         ('{"prompt": "a", "expect": {"regex": "("}}', "no regular expression"),
+        ('{"prompt": "a", "expect": {"json_schema": {"type": "obj"}}}', "no usable JSON schema"),
+        ('{"prompt": "a", "expect": {"json_schema": "{}"}}', "valid dictionary"),
         ('{"messages": [{"role": "robot", "content": "a"}]}', "role"),
     ],
 )

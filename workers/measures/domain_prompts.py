@@ -20,7 +20,7 @@ DEFAULT_NEW_TOKENS = 64
 
 def _has_shape(answer: str, schema: Any) -> bool:
     # Loaded where it is needed: it would be a part of the memory that is measured beside it.
-    from workers.measures.json_answers import has_shape
+    from olivepress.json_shapes import has_shape
 
     return has_shape(answer, schema)
 

@@ -109,6 +109,7 @@ def upgrade() -> None:
         sa.Column("model_name", sa.Text(), nullable=False),
         sa.Column("alias", sa.Text(), nullable=False),
         sa.Column("pool", sa.Text(), nullable=True),
+        sa.Column("chat_template", sa.Text(), nullable=True),
         sa.Column("prompts_digest", sa.Text(), nullable=True),
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("is_fresh", sa.Boolean(), nullable=False),

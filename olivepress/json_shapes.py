@@ -1,4 +1,4 @@
-"""Whether an answer is JSON of a wanted shape (JSON Schema, draft 2020-12 unless the schema names another)."""
+"""Answers that must be JSON of a wanted shape: JSON Schema, draft 2020-12 unless the schema names another. Pure."""
 
 import json
 from collections.abc import Mapping
@@ -14,17 +14,30 @@ from olivepress.errors import BadManifest
 FENCE = "```"
 
 
+def check_schema(schema: Mapping[str, Any]) -> None:
+    """Whether answers can be held against this schema.
+
+    Raises:
+        BadManifest: it is no JSON schema.
+    """
+    try:
+        validators.validator_for(schema, default=validators.Draft202012Validator).check_schema(dict(schema))
+    except SchemaError as error:
+        raise BadManifest(f"expect.json_schema is no usable JSON schema: {str(error).splitlines()[0]}") from error
+
+
 def has_shape(answer: str, schema: Mapping[str, Any]) -> bool:
     """Whether the answer, a Markdown fence around it aside, is one JSON value that the schema accepts.
 
     Raises:
         BadManifest: the schema is none, or refers to one elsewhere; nothing is fetched.
     """
+    check_schema(schema)
     kind = validators.validator_for(schema, default=validators.Draft202012Validator)
     try:
-        kind.check_schema(schema)
+        # An empty registry: references to schemas elsewhere are an error instead of a download.
         kind(schema, registry=Registry()).validate(json.loads(_unfenced(answer)))
-    except (SchemaError, Unresolvable) as error:
+    except Unresolvable as error:
         raise BadManifest(f"expect.json_schema is no usable JSON schema: {str(error).splitlines()[0]}") from error
     except (ValueError, RecursionError, ValidationError):
         return False
