@@ -87,7 +87,7 @@ def main() -> None:
     arguments.add_argument("--vocabulary", type=int, default=40_000)
     arguments.add_argument("--precision", default="int4")
     chosen = arguments.parse_args()
-    logging.disable(logging.INFO)
+    logging.disable(logging.ERROR)
     transformers_logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)

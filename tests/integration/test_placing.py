@@ -11,7 +11,6 @@ from olivepress.database.sessions import Database
 from olivepress.database.steps import Ending
 from olivepress.database.tables import AttemptRow, StepRow, WorkerRow
 from olivepress.database.unblocking import Offer
-from olivepress.database.workers import WorkerFacts
 from olivepress.jobs import AttemptOutcome, JobState, StepKind, StepState
 from olivepress.placement import GIB, Fairness
 from olivepress.recipes import recipe_named
@@ -28,6 +27,7 @@ from tests.integration.database_cases import (
     step_of,
     submit_paths,
     succeed,
+    worker_facts,
 )
 
 pytestmark = on_both_databases
@@ -46,21 +46,13 @@ OUT_OF_MEMORY = Ending(
 
 def start(database: Database, offer: Offer, slots: int = 1) -> Offer:
     """A living worker that offers this."""
-    facts = WorkerFacts(
+    facts = replace(
+        worker_facts(slots),
         id=offer.worker_id,
-        host="host",
-        pid=1,
-        pid_started_at=0.0,
-        pid_space="here",
         pools=list(offer.pools),
-        slots=slots,
         memory_bytes=offer.allowance_bytes * slots,
-        disk_free_bytes=2**50,
         fingerprint=offer.fingerprint,
         timed_fingerprint=offer.timed_fingerprint,
-        hardware={},
-        toolchain={},
-        architectures=[],
     )
     with database.write() as session:
         workers.register(session, facts)
