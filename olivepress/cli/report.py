@@ -32,7 +32,9 @@ def report(
     team: Team = DEFAULT_TEAM,
     as_json: AsJson = False,
 ) -> None:
-    """Show what was measured of a version: figures, gates, answers, certificate.
+    """Show what was measured of a version.
+
+    Its figures, gates, notes; as a page or a document also answers, charts and the certificate.
 
     [bold]Examples[/]
       olivepress report support-en-int4
@@ -60,7 +62,9 @@ def compare_versions(
     team: Team = DEFAULT_TEAM,
     as_json: AsJson = False,
 ) -> None:
-    """Compare versions: size, speed, memory, quality, verdicts; the best of each is marked.
+    """Compare versions.
+
+    Size, speed, memory, quality and verdicts beside each other, the best of each marked.
 
     [bold]Examples[/]
       olivepress compare support-en-int4 support-en-int8 support-en-fp16

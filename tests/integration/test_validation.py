@@ -38,6 +38,7 @@ REPORT_KEYS = {
     "warm_up_ms",
     "rss_after_load_bytes",
     "peak_rss_bytes",
+    "rss_spread_bytes",
     "cpu_cores",
     "runs",
     "latency",

@@ -68,7 +68,9 @@ class TestHelp:
         for code in ("0 ok", "1 a job", "2 wrong usage", "3 the service", "4 not found", "5 not allowed", "130"):
             assert code in shown
 
-    @pytest.mark.parametrize("name", sorted(set(Commands.lazy_commands) - {"up", "demo", "service", "recipes", "store"}))
+    @pytest.mark.parametrize(
+        "name", sorted(set(Commands.lazy_commands) - {"up", "demo", "service", "recipes", "store"})
+    )
     def test_the_summary_in_the_list_is_the_first_line_of_the_commands_own_help(self, name: str) -> None:
         entry = Commands.lazy_commands[name]
 

@@ -21,7 +21,7 @@ from workers.measures.consistency import judge_lengths
 from workers.measures.domain_prompts import ask_some, messages_of, summed
 from workers.measures.held_out import held_out_text
 from workers.measures.latency import MS_PER_S, lengths_to_try, measure_lengths, measure_speed
-from workers.measures.memory import cache_bytes_per_token, cache_growth, peak_rss_bytes, rss_bytes
+from workers.measures.memory import cache_bytes_per_token, cache_growth, peak_rss_bytes, rss_bytes, rss_spread
 from workers.measures.quality import OtherVocabulary, measure_quality
 from workers.measures.reference_file import read_reference
 from workers.measures.soak import soak
@@ -44,9 +44,9 @@ def measure(request: Mapping[str, Any], report_progress: ProgressListener) -> di
             "soak": what is wanted or None, "reference": directory or None, "yardstick": its name}
 
     Returns:
-        The report's load_ms, load, rss_after_load_bytes, peak_rss_bytes, first_token_ms, tokens_per_s, warm_up_ms,
-        cpu_cores, runs, latency, consistency, cache, prompts, soak and quality; and "framed": [{"text", "tokens"}]
-        for `to_frame`.
+        The report's load_ms, load, rss_after_load_bytes, peak_rss_bytes, rss_spread_bytes, first_token_ms,
+        tokens_per_s, warm_up_ms, cpu_cores, runs, latency, consistency, cache, prompts, soak and quality; and
+        "framed": [{"text", "tokens"}] for `to_frame`.
     """
     artifact, prompts = Path(request["artifact"]), request["prompts"]
     figures: dict[str, Any] = {}
@@ -58,6 +58,7 @@ def measure(request: Mapping[str, Any], report_progress: ProgressListener) -> di
             figures |= _timed(model, artifact, prompts, text, report_progress)
             items = ask_some(model, prompts[:PROMPTS_UNDER_LOCK], lambda phase, share: report_progress(phase, 0.4))
             figures["peak_rss_bytes"] = peak_rss_bytes()
+            figures["rss_spread_bytes"] = rss_spread(figures["peak_rss_bytes"])
             _load_again(artifact, figures, report_progress)
         rest = prompts[PROMPTS_UNDER_LOCK:]
         items += ask_some(

@@ -102,7 +102,8 @@ def _graph(artifact: Path) -> Iterator[str]:
 def _weights(artifact: Path, source: Facts | None) -> Iterator[str]:
     for tensor in blank_tensors(_model_file(artifact)):
         is_vector = len(tensor.shape) == 1
-        if tensor.what == "nothing but zeros" and _is_zero_in_source(is_vector, source):
+        is_norm = "norm" in tensor.name and not tensor.name.endswith("bias")
+        if tensor.what == "nothing but zeros" and not is_norm and _is_zero_in_source(is_vector, source):
             continue
         size = " × ".join(map(str, tensor.shape))
         yield f"the weight {tensor.name} ({size}) holds {tensor.what}"

@@ -30,7 +30,7 @@ NEW_TOKENS_AT_LENGTH = 16
 FEWEST_RUNS_AT_LENGTH, MOST_RUNS_AT_LENGTH = 3, 10
 # A length whose runs take long is run once more, or not; beyond the fewest runs it is repeated no longer than this.
 FEWEST_FOR_S, REPEATED_FOR_S = 4.0, 0.3
-LENGTHS_BUDGET_S = 20.0
+LENGTHS_BUDGET_S = 30.0
 LIMIT_CACHE_BYTES = 2**30
 
 

@@ -17,6 +17,7 @@ from workers.measures.spread import theil_sen
 STATUS = Path("/proc/self/status")
 KIB = 1024
 FP32_BYTES = 4
+LEAST_SPREAD_BYTES, SPREAD_SHARE = 4 * 2**20, 0.03
 
 
 def rss_bytes() -> int:
@@ -45,6 +46,11 @@ def _status(field: str) -> int:
     if match is None:
         raise RuntimeError(f"{STATUS} has no {field}")
     return int(match[1]) * KIB
+
+
+def rss_spread(rss: int) -> int:
+    """By how many bytes RSS of the same model may differ between processes: where the system places and keeps pages."""
+    return max(LEAST_SPREAD_BYTES, round(SPREAD_SHARE * rss))
 
 
 def cache_bytes_per_token(genai_config: Mapping[str, Any], element_bytes: int = FP32_BYTES) -> int | None:
