@@ -63,6 +63,7 @@ format: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python bench/store.py
 	$(BIN)/python bench/queue_times.py
+	$(BIN)/python bench/variants.py
 
 lock:
 	$(BIN)/python scripts/write_lock.py > requirements.lock.new

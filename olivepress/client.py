@@ -3,21 +3,18 @@
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 from urllib.parse import quote, urlsplit
 
 import httpx
-from platformdirs import user_data_path
 
 from olivepress import errors
-from olivepress.errors import BadArtifact, DiskFull, NotAllowed, OlivepressError, PermanentError, ServiceUnavailable
+from olivepress.errors import BadArtifact, DiskFull, OlivepressError, PermanentError, ServiceUnavailable
 from olivepress.manifest import Manifest
 from olivepress.registry import LATEST, VersionReference
 from olivepress.store.manifest import Manifest as ArtifactManifest
@@ -28,7 +25,6 @@ T = TypeVar("T")
 OnBytes = Callable[[int, int], None]
 """Called with the bytes received and the bytes in all."""
 
-SERVER_FILE = "server.json"
 DEFAULT_TEAM = "default"
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
@@ -39,44 +35,6 @@ RETENTION_TIMEOUT_S = 3600.0
 PAGE = 1000
 NO_SPACE = 28
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-
-
-@dataclass(frozen=True)
-class Connection:
-    """Where the API is, and the key that it asks for."""
-
-    url: str
-    key: str | None = None
-    flower_url: str | None = None
-
-    @classmethod
-    def discover(cls, data_dir: Path | None = None, environment: Mapping[str, str] = os.environ) -> "Connection":
-        """The stack that `olivepress up` runs on this machine, or the one that OLIVEPRESS_URL names.
-
-        The client reads the three variables itself: `Settings` needs packages that a client has no use for.
-
-        Raises:
-            ServiceUnavailable: no stack runs here and none is named.
-            NotAllowed: the key's file cannot be read.
-        """
-        url, key = environment.get("OLIVEPRESS_URL"), environment.get("OLIVEPRESS_API_KEY")
-        if url:
-            # Not the local stack's key: it is nobody else's business.
-            return cls(url.rstrip("/"), key)
-        server_file = (data_dir or default_data_dir(environment)) / SERVER_FILE
-        try:
-            server = json.loads(server_file.read_text(encoding="utf-8"))
-            found = cls(server["url"].rstrip("/"), key, server.get("flower_url"))
-        except FileNotFoundError:
-            raise ServiceUnavailable(
-                f"no olivepress runs here ({server_file} is missing); is `olivepress up` running? For one elsewhere "
-                "set OLIVEPRESS_URL and OLIVEPRESS_API_KEY"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ServiceUnavailable(f"{server_file} cannot be read; start `olivepress up` again") from error
-        if found.key:
-            return found
-        return cls(found.url, _read_key(Path(server["admin_key_file"])), found.flower_url)
 
 
 class Client:
@@ -428,25 +386,9 @@ class Client:
             raise ServiceUnavailable(f"the connection to {self.url} broke ({message}); try again") from error
 
 
-def default_data_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """The data directory that `olivepress up` uses unless told otherwise."""
-    stated = environment.get("OLIVEPRESS_DATA_DIR")
-    return Path(stated) if stated else user_data_path("olivepress", appauthor=False)
-
-
 def _place_of(version: Json) -> str:
     """The route of a version."""
     return f"/v1/models/{quote(version['model'], safe='')}/versions/{version['number']}"
-
-
-def _read_key(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise NotAllowed(
-            f"cannot read the admin key in {path} ({error.strerror}); set OLIVEPRESS_API_KEY, or be the user who "
-            "runs `olivepress up`"
-        ) from None
 
 
 def _error_of(response: httpx.Response) -> OlivepressError:

@@ -13,7 +13,8 @@ from typing import Any
 
 import psutil
 
-from olivepress.client import Client, Connection
+from olivepress.client import Client
+from olivepress.connection import Connection
 
 UP_WITHIN_S = 90.0
 STOP_WITHIN_S = 60.0

@@ -16,7 +16,7 @@ from olivepress.cli import FAILED
 from olivepress.cli.options import AsJson
 from olivepress.cli.output import connect, console, emit
 from olivepress.cli.tables import checks_table
-from olivepress.client import default_data_dir
+from olivepress.connection import default_data_dir
 from olivepress.errors import OlivepressError
 
 Json = dict[str, Any]

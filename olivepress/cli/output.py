@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from olivepress.client import Client, Connection
+from olivepress.client import Client
+from olivepress.connection import Connection
 
 # Wide enough for every table, where there is no terminal that says how wide it is.
 PIPE_SIZE = (100, 24)

@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from olivepress import errors
-from olivepress.client import Client, Connection
+from olivepress.client import Client
+from olivepress.connection import Connection
 from olivepress.errors import (
     BadArtifact,
     NotAllowed,
