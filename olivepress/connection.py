@@ -1,4 +1,4 @@
-"""Where the API is and the key that it asks for: of the stack that runs here, or of the one that the environment names."""
+"""Where the API is and the key that it asks for: of the stack that runs here, or of one that the environment names."""
 
 import json
 import os
