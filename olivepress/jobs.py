@@ -104,9 +104,9 @@ FINAL_JOB_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANC
 # what it writes for the same input.
 STEP_VERSIONS: dict[StepKind, int] = {
     StepKind.INGEST: 2,
-    StepKind.CONVERT: 1,
+    StepKind.CONVERT: 2,
     StepKind.PACKAGE: 1,
-    StepKind.VALIDATE: 1,
+    StepKind.VALIDATE: 2,
     StepKind.PUBLISH: 1,
 }
 STEP_ORDER: tuple[StepKind, ...] = tuple(StepKind)
