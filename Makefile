@@ -2,6 +2,8 @@
 # On Linux a plain `pip install torch` brings gigabytes of CUDA; scripts/install_torch.py chooses the CPU build.
 
 PYTHON ?= python3
+# Many tests wait for a lease, an outage or a process: two at a time, each file in one process.
+TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
@@ -42,7 +44,7 @@ up: $(VENV)/.worker
 	@$(BIN)/olivepress up
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.test
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
