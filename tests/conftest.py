@@ -1,10 +1,16 @@
-"""What tests of every kind share: one PostgreSQL server a test run."""
+"""What tests of every kind share: one PostgreSQL server a test run, and how wide tables are."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from tests.postgres import PostgresServer, postgres_server
+
+
+@pytest.fixture(autouse=True)
+def _wide_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As wide as where nobody says how wide a terminal is; the one that the tests are started from does not matter."""
+    monkeypatch.setenv("COLUMNS", "100")
 
 
 @pytest.fixture(scope="session")

@@ -144,17 +144,22 @@ def test_a_damaged_model_gets_no_certificate_and_the_reason(
     assert str(copy) not in certificate["problem"]
 
 
+def runtimes() -> list[psutil.Process]:
+    """Processes that this test started; what a test run shares, such as its database server, was there before."""
+    return [child for child in psutil.Process().children() if foundry_runtime.RUNTIME.module in child.cmdline()]
+
+
 def test_a_runtime_that_is_killed_ends_alone(model: Path, scratch: Path) -> None:
     def kill_it(phase: str, share: float) -> None:
         if phase == "starting":
-            (child,) = psutil.Process().children()
+            (child,) = runtimes()
             child.kill()
 
     certificate = certify(model, "tiny-int4", [QUESTION], scratch, on_progress=kill_it)
 
     assert certificate["status"] == "failed"
     assert "(SIGKILL) while starting" in certificate["problem"]
-    assert psutil.Process().children() == []
+    assert runtimes() == []
     assert certify(model, "tiny-int4", [QUESTION], scratch)["status"] == "passed"
 
 
@@ -165,7 +170,7 @@ def test_a_runtime_that_hangs_is_stopped(model: Path, scratch: Path, monkeypatch
 
     assert certificate["status"] == "failed"
     assert "did not answer within" in certificate["problem"]
-    assert psutil.Process().children() == []
+    assert runtimes() == []
 
 
 def test_the_runtime_writes_nothing_outside_its_scratch_directory(model: Path, scratch: Path) -> None:
