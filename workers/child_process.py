@@ -15,7 +15,7 @@ import structlog
 from olivepress.errors import RuntimeCrashed
 from olivepress.lifetime import WORKER_PID_VARIABLE
 from workers import child, keeper
-from workers.process_tree import Member, descendants, is_same
+from workers.process_tree import Member, descendants, is_same, started_in
 
 # Before any import of the libraries: afterwards they have read their environment. CI=true silences the Foundry runtime.
 OFFLINE = {
@@ -107,6 +107,7 @@ class ChildProcess:
         their_report.close()
         assert self._process.pid is not None
         self.keeper_pid: int = self._process.pid
+        self._scratch = request.scratch
         self._step_pid: int | None = None
         self._over: keeper.Over | None = None
         self._is_kept = True
@@ -183,6 +184,9 @@ class ChildProcess:
             self._process.kill()
             self._process.join(END_WITHIN_S)
         self._has_ended = True
+        if self._over is None:
+            # Without its keeper, what has a session of its own is nobody's child any more.
+            family = [*family, *started_in(self._scratch)]
         for member in family:
             if is_same(member):
                 with contextlib.suppress(ProcessLookupError, PermissionError):

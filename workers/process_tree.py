@@ -48,6 +48,23 @@ def descendants(root_pid: int) -> list[Member]:
     return found
 
 
+def started_in(place: Path) -> list[Member]:
+    """All living processes whose environment, as they were started with it, names this directory (Linux only).
+
+    A process that got away from its parents still has the environment that it was given.
+    """
+    mark, found = os.fsencode(place), []
+    if not PROC.joinpath("self").exists():
+        return []
+    for name in os.listdir(PROC):  # noqa: PTH208 (as above)
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                if mark in (PROC / name / "environ").read_bytes():
+                    _, member = _stat(int(name))
+                    found += [member] if member is not None else []
+    return found
+
+
 def is_same(member: Member) -> bool:
     """Whether the process lives on: its pid may be somebody else's by now."""
     try:
