@@ -5,7 +5,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from olivepress.database.sessions import Database
-from olivepress.database.workers import seen_within
+from olivepress.database.workers import alive
 from olivepress.queues import forget_queues
 
 # A worker that cannot reach the database for a while comes back under the same id.
@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 def sweep_queues(database: Database, redis: Redis) -> None:
     """One look; without Redis there is nothing to remove."""
     with database.read() as session:
-        keep = seen_within(session, GONE_AFTER_S)
+        keep = {worker.id for worker in alive(session, GONE_AFTER_S)}
     try:
         removed = forget_queues(redis, keep)
     except RedisError as error:

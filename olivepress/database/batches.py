@@ -53,7 +53,7 @@ def insert_batch(
         return None
     job_ids = _insert_jobs(session, batch_id, manifest, wanted, now)
     locations = [ingest_location(batch_id, job.entry.path, job.entry.base, job.entry.chat_template) for job in wanted]
-    _insert_steps(session, batch_id, dict(zip(job_ids, locations, strict=True)), now)
+    _insert_steps(session, batch_id, manifest, dict(zip(job_ids, locations, strict=True)), now)
     return BatchId(batch_id), [JobId(job_id) for job_id in job_ids]
 
 
@@ -103,7 +103,7 @@ def _insert_jobs(session: Session, batch_id: int, manifest: Manifest, wanted: li
     return list(session.scalars(select(JobRow.id).where(JobRow.batch_id == batch_id).order_by(JobRow.id)))
 
 
-def _insert_steps(session: Session, batch_id: int, locations: dict[int, str], now: float) -> None:
+def _insert_steps(session: Session, batch_id: int, manifest: Manifest, locations: dict[int, str], now: float) -> None:
     """The steps of all jobs of a batch, made inside the database; the first of each is queued.
 
     Args:
@@ -119,8 +119,7 @@ def _insert_steps(session: Session, batch_id: int, locations: dict[int, str], no
             StepRow.state: literal(StepState.QUEUED.value if is_first else StepState.BLOCKED.value),
             StepRow.team: JobRow.team,
             StepRow.pool: JobRow.pool,
-            # As jobs.rank computes it.
-            StepRow.rank: literal(rank(0, position)) - 100 * JobRow.priority,
+            StepRow.rank: literal(rank(manifest.priority, position)),
             StepRow.memory_bytes: literal(INGEST_BYTES if is_first else 0, BigInteger),
             StepRow.scratch_bytes: literal(0, BigInteger),
             StepRow.run_at: literal(now, Double),

@@ -27,7 +27,7 @@ def room_of(worker: WorkerRow) -> Room:
     """What a worker offers to each of its steps."""
     return Room(
         pools=frozenset(worker.pools),
-        allowance_bytes=worker.memory_bytes // worker.slots,
+        allowance_bytes=worker.allowance_bytes,
         fingerprints=frozenset({worker.fingerprint, worker.timed_fingerprint}),
         disk_free_bytes=worker.disk_free_bytes,
     )

@@ -299,7 +299,7 @@ def _more_memory(session: Session, held: Claim, ending: Ending) -> tuple[Ending,
     if session.scalar(before):
         return ending, {}
     pool = session.scalars(select(StepRow.pool).where(StepRow.id == held.step_id)).one()
-    given = [row.memory_bytes // row.slots for row in alive(session) if pool is None or pool in row.pools]
+    given = [row.allowance_bytes for row in alive(session) if pool is None or pool in row.pools]
     largest = max(given, default=0)
     if largest <= allowance:
         where = f" in the pool '{pool}'" if pool else ""

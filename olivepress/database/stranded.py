@@ -64,5 +64,5 @@ def _offer(worker: WorkerRow) -> Offer:
         fingerprint=worker.fingerprint,
         timed_fingerprint=worker.timed_fingerprint,
         pools=tuple(worker.pools),
-        allowance_bytes=worker.memory_bytes // worker.slots,
+        allowance_bytes=worker.allowance_bytes,
     )

@@ -288,6 +288,11 @@ class WorkerRow(Table):
     seen_at: Mapped[float]
     stopped_at: Mapped[float | None]
 
+    @property
+    def allowance_bytes(self) -> int:
+        """The memory that each of its steps may use."""
+        return self.memory_bytes // self.slots
+
 
 class LearnedCostRow(Table):
     """What steps of one kind and family took, as a ratio to what was predicted from sizes alone."""

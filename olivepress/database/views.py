@@ -380,7 +380,7 @@ def _worker_view(row: WorkerRow, running_steps: int, now: float) -> Json:
         "slots": row.slots,
         "running_steps": running_steps,
         "memory_bytes": row.memory_bytes,
-        "allowance_bytes": row.memory_bytes // row.slots,
+        "allowance_bytes": row.allowance_bytes,
         "disk_free_bytes": row.disk_free_bytes,
         "fingerprint": row.fingerprint,
         "hardware": row.hardware,

@@ -70,12 +70,6 @@ def alive(session: Session, seen_within_s: float = ALIVE_FOR_S) -> list[WorkerRo
     return list(session.scalars(query))
 
 
-def seen_within(session: Session, seconds: float) -> set[str]:
-    """Ids of the workers that did not stop and were seen lately."""
-    query = select(WorkerRow.id).where(WorkerRow.stopped_at.is_(None), WorkerRow.seen_at > DatabaseNow() - seconds)
-    return set(session.scalars(query))
-
-
 def on_host(session: Session, host: str, pid_space: str) -> list[WorkerRow]:
     """Workers of a host that did not say that they stopped, and whose pids mean the same here as there."""
     query = select(WorkerRow).where(
