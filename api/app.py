@@ -9,7 +9,22 @@ from pydantic import SecretStr
 
 import olivepress
 from api import errors
-from api.routes import Parts, batches, contents, costs, health, jobs, models, recipes, reports, retention, store_use
+from api.routes import (
+    Parts,
+    batches,
+    contents,
+    costs,
+    health,
+    jobs,
+    keys,
+    models,
+    quotas,
+    recipes,
+    registry,
+    reports,
+    retention,
+    store_use,
+)
 from api.security import BodyLimit, require_admin
 from olivepress.database.sessions import Database
 from olivepress.errors import NotAllowed
@@ -33,6 +48,7 @@ TAGS = [
     {"name": "models", "description": "Published versions, their reports and files."},
     {"name": "recipes", "description": "What a checkpoint can be turned into: built in, and a team's own."},
     {"name": "health", "description": "The parts of the stack, the workers."},
+    {"name": "quotas", "description": "What teams may have, and what they have."},
     {"name": "retention", "description": "What is too old to keep."},
     {"name": "store", "description": "What the store holds."},
 ]
@@ -84,12 +100,15 @@ def create_app(settings: Settings, database: Database, store: Store, ring: Calla
         jobs.router,
         models.router,
         contents.router,
+        registry.router,
         store_use.router,
         reports.router,
         health.router,
         costs.router,
         retention.router,
         recipes.router,
+        keys.router,
+        quotas.router,
     ):
         app.include_router(router, prefix=PREFIX, dependencies=[Depends(require_admin)], responses=PROBLEMS)
     return app

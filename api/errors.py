@@ -23,6 +23,7 @@ STATUS: dict[type[OlivepressError], HTTPStatus] = {
     errors.NotFound: HTTPStatus.NOT_FOUND,
     errors.NotAllowed: HTTPStatus.UNAUTHORIZED,
     errors.IllegalTransition: HTTPStatus.CONFLICT,
+    errors.Guarded: HTTPStatus.CONFLICT,
     errors.BadArtifact: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.DiskFull: HTTPStatus.INSUFFICIENT_STORAGE,
     errors.TransientError: HTTPStatus.SERVICE_UNAVAILABLE,

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from olivepress.jobs import AttemptOutcome, JobState, StepKind, StepState
+from olivepress.registry import VerdictKind, VersionFlag
 
 
 class Answer(BaseModel):
@@ -165,6 +166,31 @@ class JobLog(Answer):
     logs: list[LogTail]
 
 
+class Flag(Answer):
+    """Something that is known against a version."""
+
+    reason: str
+    flagged_at: float
+
+
+class Deprecation(Answer):
+    """That a version should not be used any more."""
+
+    deprecated_at: float
+    deprecated_by: str
+    reason: str
+    successor: str | None = Field(description="What to use instead.", examples=["support-en-int4:4"])
+
+
+class Deletion(Answer):
+    """That a version was deleted."""
+
+    deleted_at: float
+    deleted_by: str
+    reason: str | None
+    files_until: float = Field(description="Until then it can be undeleted.")
+
+
 class VersionSummary(Answer):
     """A version without its report."""
 
@@ -175,8 +201,12 @@ class VersionSummary(Answer):
     precision: str
     family: str
     size_bytes: int
-    job_id: int
+    job_id: int | None = Field(description="Null: it was not made here.")
     created_at: float
+    verdict: VerdictKind = Field(description="What the gates said when it was published.")
+    flags: dict[VersionFlag, Flag] = Field(description="Why no alias should point to it.")
+    deprecated: Deprecation | None
+    deleted: Deletion | None
     figures: Figures
 
 
@@ -221,8 +251,12 @@ class Version(Answer):
     precision: str
     family: str
     size_bytes: int
-    job_id: int
+    job_id: int | None
     created_at: float
+    verdict: VerdictKind
+    flags: dict[VersionFlag, Flag]
+    deprecated: Deprecation | None
+    deleted: Deletion | None
     package_digest: str
     artifact_digest: str
     report: dict[str, Any]
@@ -351,3 +385,41 @@ class StoreUse(Answer):
     logical_bytes: int
     stored_bytes: int
     families: list[FamilyUse]
+
+
+class SigningKey(Answer):
+    """The public half of a key that published versions are signed with."""
+
+    id: str = Field(description="The beginning of the SHA-256 of its bytes.", examples=["3f9a5c0e7b21d846"])
+    public_key: str = Field(description="Its 32 bytes in base64.")
+    created_at: float
+    endorsed_by: str | None = Field(description="The key that it replaced and that signed it.")
+    endorsement: str | None = Field(description="That signature in base64.")
+
+
+class QuotaUse(Answer):
+    """What a team has."""
+
+    versions: int
+    bytes: int = Field(description="Of the versions' files; what versions share in the store counts in each.")
+    waiting_jobs: int = Field(description="Jobs that are not over.")
+    waiting_bytes: int = Field(description="What those are predicted to publish, as far as that is known.")
+
+
+class QuotaLimits(Answer):
+    """What a team may have; null: as much as it likes."""
+
+    max_bytes: int | None = Field(default=None, ge=0, le=2**62, examples=[50_000_000_000])
+    max_versions: int | None = Field(default=None, ge=0, le=2**31 - 1, examples=[200])
+    max_jobs: int | None = Field(default=None, ge=0, le=2**31 - 1, examples=[1000])
+
+
+class QuotaChange(QuotaLimits):
+    """Limits to change; those that are left out stay."""
+
+
+class Quota(QuotaLimits):
+    """What a team may have, and what it has."""
+
+    team: str
+    used: QuotaUse

@@ -32,8 +32,10 @@ from olivepress.client import Client
 from olivepress.database.migrations import upgrade
 from olivepress.database.sessions import Database
 from olivepress.database.tables import AttemptRow, JobRow, StepRow
-from olivepress.jobs import FINAL_JOB_STATES, StepKind
+from olivepress.jobs import FINAL_JOB_STATES, JobKind, StepKind
 from olivepress.manifest import Manifest, parse_manifest
+from olivepress.recipes import BUILT_IN, DEFAULT_RECIPE
+from olivepress.steps import plan
 from olivepress.submission import submit
 from tests.doubles.orders import Order, Orders, write_checkpoint
 from tests.doubles.services import ADMIN_KEY, Service, double, environment, product, wait_for_api
@@ -167,7 +169,7 @@ def latencies(bench: Bench, rounds: int) -> dict[str, list[float]]:
 
 
 def _between(bench: Bench, job_id: int) -> Iterator[float]:
-    attempts = [bench.attempt(job_id, kind) for kind in StepKind]
+    attempts = [bench.attempt(job_id, kind) for kind in plan(JobKind.CONVERT, BUILT_IN[DEFAULT_RECIPE])]
     for before, after in itertools.pairwise(attempts):
         if before and after and before.finished_at:
             yield after.started_at - before.finished_at

@@ -20,7 +20,7 @@ from typing import Any
 from olivepress.errors import BadArtifact, OlivepressError, PermanentError
 from olivepress.foundry import INFERENCE_MODEL_FILE, SUMS_FILE, foundry_name
 from olivepress.registry import check_model_name
-from olivepress.store.manifest import Manifest
+from olivepress.store.manifest import FileEntry, Manifest
 
 Json = dict[str, Any]
 OnBytes = Callable[[int, int], None]
@@ -118,22 +118,32 @@ def extract(archive: Archive, directory: Path, on_bytes: OnBytes | None = None) 
         BadArtifact: an entry is not the one that belongs there, or a file is damaged.
     """
     done_bytes = 0
+    for entry, blocks in file_contents(archive):
+        target = directory / entry.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with target.open("xb") as out:
+            for block in blocks:
+                digest.update(block)
+                out.write(block)
+                done_bytes += len(block)
+                if on_bytes:
+                    on_bytes(done_bytes, archive.manifest.size_bytes)
+        if digest.hexdigest() != entry.sha256:
+            raise _bad(archive.file, f"its file '{entry.path}' is damaged")
+
+
+def file_contents(archive: Archive) -> Iterator[tuple[FileEntry, Iterator[bytes]]]:
+    """Each file with its content, which the caller reads to its end before the next one, and holds against its SHA-256.
+
+    Raises:
+        BadArtifact: an entry is not the one that belongs there.
+    """
     with archive.file.open("rb") as stream:
         stream.seek(archive.files_at)
         for entry in archive.manifest.files:
             _expect(archive.file, stream, _header(f"{archive.stem}/{entry.path}", entry.size_bytes), entry.path)
-            target = directory / entry.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            digest = hashlib.sha256()
-            with target.open("xb") as out:
-                for block in _blocks(stream, entry.size_bytes):
-                    digest.update(block)
-                    out.write(block)
-                    done_bytes += len(block)
-                    if on_bytes:
-                        on_bytes(done_bytes, archive.manifest.size_bytes)
-            if digest.hexdigest() != entry.sha256:
-                raise _bad(archive.file, f"its file '{entry.path}' is damaged")
+            yield entry, _blocks(stream, entry.size_bytes)
             _expect(archive.file, stream, _padding(entry.size_bytes), entry.path)
         _expect(archive.file, stream, _ending(stream.tell()), "the end")
 

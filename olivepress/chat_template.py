@@ -1,7 +1,7 @@
 """The chat template of a model directory: which of its files counts, and how it turns messages into a prompt."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -21,6 +21,7 @@ TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKEN_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Any day: a template that writes the date is found by rendering on two days, never by the real one.
 DAY = datetime(2001, 2, 3, 4, 5, 6)
+QUESTION, ANSWER = "Which oil is the best?", "That of the first pressing."
 
 Message = Mapping[str, str]
 
@@ -70,6 +71,21 @@ class ChatTemplate:
             )
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise BadCheckpoint(f"the chat template cannot be rendered: {error}") from error
+
+
+def end_of_turn(template: ChatTemplate, tokens: Iterable[str]) -> str | None:
+    """Which of these tokens the template writes right after an assistant's answer; None for none of them.
+
+    A model that was trained with the template ends its answers with it, whatever its config calls the end.
+    """
+    turns = ({"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER})
+    try:
+        chat = template.render(turns, add_generation_prompt=False)
+    except BadCheckpoint:
+        return None
+    _, answer, rest = chat.rpartition(ANSWER)
+    following = [token for token in tokens if token.strip() and rest.lstrip().startswith(token)]
+    return max(following, key=len) if answer and following else None
 
 
 def read_chat_template(directory: Path) -> ChatTemplate | None:

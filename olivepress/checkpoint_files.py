@@ -14,6 +14,7 @@ from olivepress.errors import BadCheckpoint, CheckpointChanged, OlivepressError,
 from olivepress.jobs import digest_of
 
 CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 PICKLE = "pytorch_model.bin"
@@ -31,18 +32,19 @@ MORE_TEMPLATES = "additional_chat_templates"
 SIDECARS = ("SHA256SUMS", "*.sha256")
 # Everything that can change what a conversion writes or whether it is allowed; not README.md, optimizer.pt, ...
 RELEVANT = (
-    CONFIG, "generation_config.json", "quantize_config.json", "quant_config.json",
+    CONFIG, GENERATION_CONFIG, "quantize_config.json", "quant_config.json",
     "*.safetensors", "*.safetensors.index.json", PICKLES, PICKLE_INDEX, ADAPTER_CONFIG,
     *TOKENIZER_MODELS, TOKENIZER_CONFIG, "merges.txt", "special_tokens_map.json", "added_tokens.json",
     CHAT_TEMPLATE, f"{MORE_TEMPLATES}/*.jinja",
 )  # fmt: skip
 # Passed over by transformers without a word where they are broken, or with a confusing one.
-SMALL_JSON = ("generation_config.json", TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
+SMALL_JSON = (GENERATION_CONFIG, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
 HUB_SCHEME = "hf://"
 LET_FINISH = "let the training or copying finish, then submit again"
 SETTLED_AFTER_S = 2.0
 MAX_JSON_BYTES = 256 * 2**20
 BLOCK_BYTES = 2**22
+LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,9 @@ def read_json(path: Path) -> dict[str, Any]:
             raise BadCheckpoint(f"{path.parent} has no {path.name}; add the file")
         if path.stat().st_size > MAX_JSON_BYTES:
             raise BadCheckpoint(f"{path} is larger than any {path.name} should be; replace it with the right file")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        refuse_lfs_pointer(path, text.encode()[: len(LFS_POINTER)])
+        value = json.loads(text)
     except OSError as error:
         raise unreadable(path, error) from None
     except (ValueError, RecursionError) as error:
@@ -168,6 +172,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadCheckpoint(f"{path} holds no JSON object; save or copy it again")
     return value
+
+
+def refuse_lfs_pointer(path: Path, beginning: bytes) -> None:
+    """Raise BadCheckpoint where a file is only what Git LFS left in its place."""
+    if beginning == LFS_POINTER:
+        raise BadCheckpoint(f"{path} is a Git LFS pointer, not the file itself; run 'git lfs pull' where it was cloned")
 
 
 def unreadable(path: Path, error: OSError) -> OlivepressError:

@@ -37,7 +37,7 @@ from olivepress.tokenizer_files import (
     refuse_stray_template,
     tokenizer_class,
 )
-from olivepress.weight_files import find_weights, refuse_without_weights
+from olivepress.weight_files import find_weights, other_format, refuse_without_weights
 
 __all__ = ["Checkpoint", "CheckpointKind", "adapter_base", "file_identity", "inspect", "read_checkpoint"]
 
@@ -288,6 +288,12 @@ def _read_adapter(directory: Path, base: Path | None) -> Checkpoint:
     weights = (read_safetensors_header(directory / ADAPTER_WEIGHTS),)
     if not weights[0].tensors:
         raise BadCheckpoint(f"{weights[0].path} holds no tensors; save the adapter again")
+    for tensor in weights[0].tensors:
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise BadCheckpoint(
+                f"'{tensor.name}' in {weights[0].path} is stored as {tensor.dtype}, and an adapter's matrices are "
+                "merged as floats only; save the adapter in bfloat16, float16 or float32"
+            )
     return Checkpoint(directory, CheckpointKind.ADAPTER, config, weights, below)
 
 
@@ -332,6 +338,8 @@ def _no_checkpoint(directory: Path) -> str:
             f"{directory} is no checkpoint itself but holds {len(inside)}, such as {inside[-1]}; "
             f"submit {directory / inside[-1]}"
         )
+    if other := other_format(directory):
+        return f"{directory} {other}"
     looked_for = f"looked for {CONFIG} with {WEIGHTS}, and for {ADAPTER_CONFIG}"
     if not any(directory.iterdir()):
         return f"{directory} is empty ({looked_for}); check whether the training has saved anything there"

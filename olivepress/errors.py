@@ -20,6 +20,9 @@
         ├── NoRoom                    no worker offers what the step needs
         ├── NotFound
         ├── NotAllowed                the key does not permit it
+        ├── Guarded                   something published speaks against it; a reason overrides that
+        │   └── UntrustedKey          a signature is by a key that this machine does not know
+        ├── QuotaExceeded             the team has as much as it may have
         └── IllegalTransition         a state change that jobs.TRANSITIONS does not have
 
 A message says what, which, and what now.
@@ -104,6 +107,18 @@ class NotFound(PermanentError):
 
 class NotAllowed(PermanentError):
     """The key given does not permit it."""
+
+
+class UntrustedKey(NotAllowed):
+    """A signature is by a key that this machine does not know for the stack."""
+
+
+class QuotaExceeded(PermanentError):
+    """The team has as much as it may have."""
+
+
+class Guarded(PermanentError):
+    """Something that is published speaks against it; what does is named, and a reason overrides it."""
 
 
 class IllegalTransition(PermanentError):

@@ -11,9 +11,10 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from olivepress import foundry, foundry_index
 from olivepress.errors import BadArtifact, DiskFull, NotAllowed, ServiceUnavailable
@@ -47,6 +48,7 @@ def install_into_cache(
     number: int,
     *,
     sums: str | None = None,
+    unlisted: Mapping[str, str] = MappingProxyType({}),
     register: Registrar = foundry_index.register,
 ) -> Installed:
     """Install a published model version and register it in the local catalog beside the entries of others.
@@ -57,6 +59,7 @@ def install_into_cache(
     Args:
         source: the directory of the model version, or what writes it (a download).
         sums: the text of SHA256SUMS as published, if known before: an installed version that differs is replaced.
+        unlisted: path → SHA-256 of files that SHA256SUMS does not list: the signed evidence.
         register: adds the version to the local catalog, or sees that it is there.
 
     Raises:
@@ -76,7 +79,7 @@ def install_into_cache(
         sums = _read_sums_text(source)
     with exclusive(target.parent / f".{target.name}.lock", wait_s=INSTALL_WAIT_S, what=f"the install of {model_id}"):
         _sweep(target)
-        was_there = _is_whole(target, model_id, sums)
+        was_there = _is_whole(target, model_id, sums) and _has(target, unlisted)
         if not was_there:
             _refuse_second_copy(cache_dir, target, model_id)
             _write_version(source, target, model_id)
@@ -175,6 +178,10 @@ def _is_whole(directory: Path, model_id: str, sums: str | None) -> bool:
     except (BadArtifact, OSError):
         return False
     return True
+
+
+def _has(directory: Path, files: Mapping[str, str]) -> bool:
+    return all((directory / path).is_file() and _sha256(directory / path) == files[path] for path in files)
 
 
 def _refuse_second_copy(cache_dir: Path, target: Path, model_id: str) -> None:

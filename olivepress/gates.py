@@ -26,7 +26,10 @@ class GateLimits:
 
     Shares are 0 to 1. `min_prompts_passed` binds only where the job has prompts with an expectation. Limits of time
     hold on `timing_hardware`, a hardware class as `olivepress workers --json` and every report name it, and bind
-    nowhere else.
+    nowhere else. Limits on quality need the source, and bind nothing on a model directory that came without one.
+
+    Perplexity and top-1 have no usual limit: what int4 costs a sound model goes from nothing to two thirds of the next
+    tokens (a flat distribution hangs on a hair), so that only a team that knows its model can name one.
     """
 
     certificate_required: bool = True
@@ -40,8 +43,13 @@ class GateLimits:
     """Every edge case ended with an answer or a refusal, none with a crash."""
     consistency: bool = True
     """The model answered at every length of prompt that was tried."""
-    max_kl_over_rounding: float | None = None
-    """By how many times the artifact may be farther from its source than rounding alone makes it."""
+    max_kl_over_rounding: float | None = 2.5
+    """By how many times the artifact may be farther from its source than rounding alone makes it.
+
+    Measured on 114 sound artifacts (15 architectures, trained and random, six recipes): at most 1.08. Artifacts of
+    trained models that are wrong: 2.3 for a changed norm in fp16, 3.6 and more for another rope, 20 and more for a
+    matrix of another place, 60 and more for weights of another fine-tune.
+    """
     max_kl_divergence: float | None = None
     """Mean nats from the source's next-token distributions to the artifact's, on the held-out text."""
     max_perplexity_increase: float | None = None
@@ -61,12 +69,6 @@ class GateLimits:
     timing_hardware: str | None = None
 
 
-AGAINST_SOURCE: Mapping[str, float] = {"max_kl_over_rounding": 4.0}
-"""What a limit that needs the source should be unless a recipe says otherwise.
-
-Measured on the demo's family (four models, five recipes): artifacts of the right source stay below 1.2, those of
-another fine-tune of the same base are above 60, and a zeroed matrix or a swapped shard above 10.
-"""
 TIMED = ("max_first_token_ms", "min_tokens_per_s", "max_load_ms")
 
 
@@ -124,6 +126,9 @@ NUMBERS: Mapping[str, _Number] = {
     "min_tokens_per_s": _Number(("tokens_per_s", "median"), "tokens/s", "median speed"),
     "max_load_ms": _Number(("load_ms",), "ms", "time to load"),
 }
+
+NEEDS_SOURCE = frozenset(name for name, number in NUMBERS.items() if number.path[0] == "quality")
+"""Limits that bind nothing where there is no source to compare with: a model directory imported without it."""
 
 CHECKS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "certificate_required": (("certificate", "status"), "the model chatted inside the real Foundry Local runtime"),
@@ -195,6 +200,9 @@ def _judge(name: str, limit: Any, limits: GateLimits, report: Report) -> GateRes
         return _prompts(limit, report)
     if name in CHECKS:
         return _check(name, report)
+    if name in NEEDS_SOURCE and report.get("has_source") is False:
+        note = f"{NUMBERS[name].words}: there is no source to compare with, so this limit binds nothing"
+        return GateResult(name, limit, None, Verdict.NOT_BINDING, note, NUMBERS[name].unit)
     if name in TIMED and (elsewhere := _elsewhere(limits, report)):
         return GateResult(
             name, limit, _at(report, NUMBERS[name].path), Verdict.NOT_BINDING, elsewhere, NUMBERS[name].unit

@@ -14,6 +14,10 @@ A crash of the API, the scheduler or Redis changes no row. A crash of a worker l
 out; rescue queues them again under a new fence, so the late answer of the old worker is discarded. A step is
 therefore run at least once, and its result counts exactly once.
 
+A job with a ladder tries one recipe after the other. Its steps up to the first validate are made by submission; those
+of a next rung by whoever finished a validate whose gates failed, in the same transaction, in front of publish. A
+job's recipe and model name are those of the rung that it is on.
+
 A job's state is computed from its steps by `job_state` and stored beside them in the same transaction. A batch's
 state is computed from its jobs by `batch_state` and never stored.
 """
@@ -41,12 +45,32 @@ RETRY_BASE_S = 2.0
 RETRY_CAP_S = 300.0
 
 
+class JobKind(StrEnum):
+    """What a job is for; `steps.plan` says which steps that takes."""
+
+    CONVERT = "convert"
+    """A checkpoint becomes a model version."""
+    IMPORT = "import"
+    """An ONNX model directory that was made elsewhere becomes a model version."""
+    VALIDATE = "validate"
+    """A published version is measured again, because somebody asked."""
+    RECERTIFY = "recertify"
+    """A published version is measured again, because the runtime is another one; what fails is flagged."""
+
+    @property
+    def measures_again(self) -> bool:
+        """Whether its subject is a version that exists."""
+        return self in (JobKind.VALIDATE, JobKind.RECERTIFY)
+
+
 class StepKind(StrEnum):
-    """The units of a job, in the order in which they run."""
+    """The units of a job; `steps.plan` orders them."""
 
     INGEST = "ingest"
     CONVERT = "convert"
+    QUANTIZE = "quantize"
     PACKAGE = "package"
+    REFERENCE = "reference"
     VALIDATE = "validate"
     PUBLISH = "publish"
 
@@ -105,11 +129,14 @@ FINAL_JOB_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANC
 STEP_VERSIONS: dict[StepKind, int] = {
     StepKind.INGEST: 2,
     StepKind.CONVERT: 2,
+    StepKind.QUANTIZE: 1,
     StepKind.PACKAGE: 1,
-    StepKind.VALIDATE: 2,
+    StepKind.REFERENCE: 1,
+    StepKind.VALIDATE: 3,
     StepKind.PUBLISH: 1,
 }
-STEP_ORDER: tuple[StepKind, ...] = tuple(StepKind)
+# More steps than any job has: the longest ladder takes fewer.
+MAX_POSITION = 99
 
 
 def check_transition(old: StepState, new: StepState) -> None:
@@ -174,7 +201,7 @@ def rank(priority: int, position: int) -> int:
 
     Steps of jobs that are further along go first, so that a batch's first models come early.
     """
-    return (9 - priority) * 100 + len(STEP_ORDER) - position
+    return (9 - priority) * 100 + MAX_POSITION - min(position, MAX_POSITION)
 
 
 def retry_delay_s(attempt: int, jitter: random.Random) -> float:

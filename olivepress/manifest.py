@@ -1,7 +1,7 @@
 """The manifest of a batch: what people write in batch.yaml and what the API takes as JSON.
 
-In the file, `prompts` names a JSONL file beside the manifest and `olive_config` a workflow; `load_manifest` reads them,
-so that what is sent holds the prompts and the workflow themselves.
+In the file, `prompts` and `calibration` name files beside the manifest and `olive_config` a workflow; `load_manifest`
+reads them, so that what is sent holds the prompts, the text and the workflow themselves.
 """
 
 import json
@@ -10,30 +10,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, model_validator
 
+from olivepress.calibration import Calibration, read_calibration
+from olivepress.calibration import check_calibration as check_calibration
 from olivepress.errors import BadManifest, BadRecipe
 from olivepress.olive_config import recipe_of_workflow
 from olivepress.recipe_files import parse_recipe, read_mapping
 from olivepress.recipes import DEFAULT_RECIPE, Recipe
 from olivepress.registry import LATEST
+from olivepress.soak import parse_soak
+from olivepress.strict_model import Message, Strict
+from olivepress.strict_model import describe as describe
 
 MAX_CHECKPOINTS = 10_000
 HUB_PREFIX = "hf://"
 OLIVE_CONFIG = "olive_config"
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors: a misspelt key must not be ignored in silence."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Message(Strict):
-    """One message of a chat."""
-
-    role: Annotated[str, Field(pattern="^(system|user|assistant)$")]
-    content: str
 
 
 class Expectation(Strict):
@@ -93,6 +85,8 @@ class CheckpointEntry(Strict):
     name: Name | None = None
     base: Place | None = None
     prompts: Prompts | None = None
+    calibration: Calibration | None = None
+    """What calibrated passes of a recipe learn from; None: what the batch gives."""
     chat_template: Literal["chat_template.jinja", "tokenizer_config.json"] | None = None
     """Which of two different templates of the checkpoint is meant."""
 
@@ -119,6 +113,14 @@ def _check_recipe(value: str | dict[str, Any]) -> str | dict[str, Any]:
     return value
 
 
+def _check_soak(value: str) -> str:
+    try:
+        parse_soak(value)
+    except BadManifest as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
 RecipeEntry = Annotated[
     str | dict[str, Any],
     AfterValidator(_check_recipe),
@@ -133,20 +135,26 @@ RecipeEntry = Annotated[
 
 
 class Manifest(Strict):
-    """Every checkpoint with every recipe: one job each."""
+    """Every checkpoint with every recipe: one job each. Or with a ladder of recipes: one job."""
 
     name: Name | None = None
     team: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,62}$")] = "default"
-    recipes: Annotated[list[RecipeEntry], Field(min_length=1, max_length=20)] = [DEFAULT_RECIPE]
+    recipes: Annotated[list[RecipeEntry], Field(min_length=1, max_length=20)] = [DEFAULT_RECIPE]  # noqa: RUF012
     olive_config: dict[str, Any] | None = None
     """An Olive workflow: short for one more of `recipes`, {"olive_config": the workflow}."""
+    ladder: Annotated[list[RecipeEntry], Field(min_length=2, max_length=8)] | None = None
+    """Instead of `recipes`: a checkpoint is one job, which takes the first of these whose gates its model passes."""
     checkpoints: Annotated[list[CheckpointEntry], Field(min_length=1, max_length=MAX_CHECKPOINTS)]
     prompts: Prompts | None = None
+    calibration: Calibration | None = None
+    """What calibrated passes learn from, for checkpoints that bring none of their own."""
     priority: Annotated[int, Field(ge=0, le=9)] = 5
     """9 goes first."""
     alias: str = LATEST
     pool: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,62}$")] | None = None
     """Only workers that offer this pool run its steps."""
+    soak: Annotated[str, AfterValidator(_check_soak)] | None = None
+    """How long validate repeats sessions to see memory grow: 90s, 5m, 1h, or a number of sessions. Default: briefly."""
     fresh: bool = False
     """Validate anew even where the same artifact was validated before."""
 
@@ -160,9 +168,17 @@ class Manifest(Strict):
         recipes = [*named, {OLIVE_CONFIG: values[OLIVE_CONFIG]}] if isinstance(named, list) else named
         return rest | {"recipes": recipes}
 
+    @model_validator(mode="after")
+    def _check_ladder(self) -> "Manifest":
+        if self.ladder and "recipes" in self.model_fields_set:
+            raise ValueError(
+                "recipes and ladder exclude each other: a matrix gives every recipe a job, a ladder one job"
+            )
+        return self
+
 
 def load_manifest(path: Path) -> Manifest:
-    """Read a batch.yaml; checkpoint paths and prompts files are relative to it.
+    """Read a batch.yaml; checkpoint paths, prompts files and calibration files are relative to it.
 
     Raises:
         BadManifest: the file is missing, is no YAML, or says something that a manifest cannot say.
@@ -181,7 +197,10 @@ def load_manifest(path: Path) -> Manifest:
         values["checkpoints"] = [_resolved(entry, folder) for entry in entries]
     if isinstance(values.get("prompts"), str):
         values["prompts"] = read_prompts(folder / values["prompts"])
-    for holder in (values, *(one for one in _listed(values.get("recipes")) if isinstance(one, dict))):
+    if isinstance(values.get("calibration"), str):
+        values["calibration"] = read_calibration(folder / values["calibration"])
+    written = [*_listed(values.get("recipes")), *_listed(values.get("ladder"))]
+    for holder in (values, *(one for one in written if isinstance(one, dict))):
         if isinstance(holder.get(OLIVE_CONFIG), str):
             holder[OLIVE_CONFIG] = read_workflow(folder / holder[OLIVE_CONFIG])
     return parse_manifest(values, source=str(path))
@@ -234,24 +253,12 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
     return prompts
 
 
-def describe(error: ValidationError) -> str:
-    """What is wrong where, in one line: `checkpoints.0.path: Field required; …`."""
-    parts = []
-    for item in error.errors()[:5]:
-        place = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "there is no such key"
-        parts.append(f"{place}: {message}" if place else message)
-    return "; ".join(parts)
-
-
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
 def _resolved(entry: Any, folder: Path) -> Any:
-    """A checkpoint entry with its paths made absolute and its prompts read; a bare string is a path."""
+    """A checkpoint entry with its paths made absolute and its files read; a bare string is a path."""
     if isinstance(entry, str):
         entry = {"path": entry}
     if not isinstance(entry, dict):
@@ -263,4 +270,6 @@ def _resolved(entry: Any, folder: Path) -> Any:
             entry[key] = str(folder / Path(value).expanduser())
     if isinstance(entry.get("prompts"), str):
         entry["prompts"] = read_prompts(folder / entry["prompts"])
+    if isinstance(entry.get("calibration"), str):
+        entry["calibration"] = read_calibration(folder / entry["calibration"])
     return entry

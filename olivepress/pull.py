@@ -12,6 +12,7 @@ from olivepress.errors import BadArtifact, PermanentError
 from olivepress.fetching import Fetch, held, right_chunks
 from olivepress.foundry import declared_id
 from olivepress.store.manifest import Manifest
+from olivepress.trust import Trust, remote_content
 
 Json = dict[str, Any]
 
@@ -35,6 +36,7 @@ def pull(
     target: Path,
     *,
     replace: bool = False,
+    trust: Trust | None = None,
     on_bytes: OnBytes | None = None,
     sleep: Callable[[float], object] | None = None,
 ) -> Pulled:
@@ -44,15 +46,19 @@ def pull(
 
     Args:
         replace: whether what is in `target` may go.
+        trust: what is believed of the stack; then the signature is verified before anything is downloaded.
 
     Raises:
         PermanentError: `target` holds something else, and `replace` is not set.
-        BadArtifact: content arrived damaged again and again.
+        BadArtifact: content arrived damaged again and again, or is not what was signed.
+        UntrustedKey: it is signed by a key that is not known to be the stack's.
         DiskFull: no room beside the target.
         ServiceUnavailable: the API does not answer for about a minute, or another process pulls to `target`.
     """
     target = target.expanduser().absolute()
     manifest = client.artifact_manifest(version)
+    if trust is not None:
+        trust.check(remote_content(client, version, manifest), version)
     if target.exists():
         if _is_whole(target, manifest):
             return Pulled(version["version"], target, manifest.size_bytes, 0, was_there=True)

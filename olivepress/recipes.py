@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from olivepress.errors import UnknownRecipe
 from olivepress.gates import GateLimits as GateLimits
@@ -65,6 +65,12 @@ KEPT_IN_8_BITS = MappingProxyType(
 )
 
 
+# Passes of Olive on the checkpoint that learn from text how to round, or what to change so that rounding costs less.
+CALIBRATED_PASSES = frozenset({"autoawqquantizer", "autoclip", "gptq", "gptqmodel", "gptqquantizer"})
+# Those, and the ones that round a checkpoint by its weights alone.
+CHECKPOINT_QUANTIZERS = CALIBRATED_PASSES | {"kquant", "rtn"}
+
+
 @dataclass(frozen=True)
 class FoundrySettings:
     """Generation defaults that a published model carries.
@@ -83,8 +89,9 @@ class FoundrySettings:
 class OlivePasses:
     """Passes of Olive around the model builder, each {"type": name, "config": options}, in the order in which they run.
 
-    Those `before` work on the checkpoint, those `after` on the ONNX model. `builder_precision` is what the builder
-    itself writes, where a pass changes it afterwards; the recipe's precision is that of the result.
+    Those `before` work on the checkpoint, those `after` on the ONNX model; `Recipe.quantizes` says which of them are a
+    step of their own. `builder_precision` is what the builder itself writes, where a pass changes it afterwards; the
+    recipe's precision is that of the result.
     """
 
     before: tuple[dict[str, Any], ...] = ()
@@ -97,7 +104,7 @@ class OlivePasses:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named, versioned target. Everything that changes the bytes of an artifact is in `build_options`.
+    """A named, versioned target. What changes the bytes of an artifact is in `build_options` and `quantize_options`.
 
     `version` 0 is that of a recipe which was written into a manifest and has no name of its own in the stack.
     `context_length` caps the tokens that the published model takes; None: as many as the checkpoint does.
@@ -126,8 +133,39 @@ class Recipe:
         """What the model builder writes; passes after it may make something else of that."""
         return self.olive_passes.builder_precision or self.precision
 
+    @property
+    def quantizes(self) -> Literal["checkpoint", "onnx"] | None:
+        """What the quantize step works on; None for a recipe that has no such step.
+
+        Passes after the builder work on what convert made, which all recipes that quantize it share. Passes before it
+        are a step of their own where one of them quantizes and none comes after; else they run within convert.
+        """
+        if self.olive_passes.after:
+            return "onnx"
+        is_quantized = any(one["type"].lower() in CHECKPOINT_QUANTIZERS for one in self.olive_passes.before)
+        return "checkpoint" if is_quantized else None
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether a pass learns from text of the team's."""
+        return any(one["type"].lower() in CALIBRATED_PASSES for one in self.olive_passes.before)
+
+    def quantize_options(self) -> dict[str, Any]:
+        """The part of the recipe that decides the bytes of the quantize step's artifact; {} where there is no step."""
+        if self.quantizes is None:
+            return {}
+        passes = self.olive_passes.after if self.quantizes == "onnx" else self.olive_passes.before
+        return {
+            "passes": list(passes),
+            "precision": self.precision.value,
+            "execution_provider": self.execution_provider.value,
+        }
+
     def build_options(self) -> dict[str, Any]:
-        """The part of the recipe that decides the bytes of the converted artifact (enters the step key)."""
+        """The part of the recipe that decides the bytes of the converted artifact (enters the step key).
+
+        Passes that are a step of their own are not in it: what they work on, or make, is shared or comes as an input.
+        """
         algorithm, mixed_precision = self.algorithm, self.mixed_precision
         if algorithm in KEPT_IN_8_BITS:
             # Two spellings of one thing share its conversion.
@@ -144,9 +182,8 @@ class Recipe:
         # Only where they are used: what was converted before they existed keeps its key.
         if self.nodes_to_exclude:
             options["nodes_to_exclude"] = sorted(self.nodes_to_exclude)
-        if self.olive_passes:
-            passes = self.olive_passes
-            options["olive_passes"] = {"before": list(passes.before), "after": list(passes.after)}
+        if self.olive_passes.before and self.quantizes != "checkpoint":
+            options["olive_passes"] = {"before": list(self.olive_passes.before), "after": []}
         return options
 
     def to_dict(self) -> dict[str, Any]:

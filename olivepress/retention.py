@@ -144,7 +144,7 @@ def run(database: Database, store: Store, periods: Periods, must_stop: Callable[
         TransientError: another run is under way, or `must_stop` said so.
         ServiceUnavailable: the database does not answer.
     """
-    turn = _Turn(database, must_stop)
+    turn = Turn(database, must_stop)
     try:
         report = Report(False, periods)
         # Remembered results first: what they alone refer to goes in the same run.
@@ -183,14 +183,17 @@ def _store_plan(database: Database, collector: StoreCollector, grace_s: float, r
     return collector.plan(references, grace_s)
 
 
-class _Turn:
+class Turn:
     """The lease that makes one run wait for another, whichever process it is in.
 
     The removal itself does not rest on it: two at once would only do the same work twice.
+
+    Raises: TransientError (it is somebody else's).
     """
 
-    def __init__(self, database: Database, must_stop: Callable[[], bool]) -> None:
+    def __init__(self, database: Database, must_stop: Callable[[], bool], lease: str = LEASE) -> None:
         self._database = database
+        self._lease = lease
         self._must_stop = must_stop
         self._holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._hold()
@@ -198,7 +201,7 @@ class _Turn:
     def go_on(self) -> None:
         """Called between small pieces of work. Raises: TransientError, when it must not go on."""
         if self._must_stop():
-            raise TransientError("retention was asked to stop; the next run goes on where this one was")
+            raise TransientError(f"{self._lease} was asked to stop; the next run goes on where this one was")
         if time.monotonic() - self._held_at >= RENEW_EVERY_S:
             self._hold()
 
@@ -206,11 +209,11 @@ class _Turn:
         """Let the next run begin at once."""
         with contextlib.suppress(ServiceUnavailable), self._database.write() as session:
             # Not "until now": the next run may begin in the same millisecond, the finest that SQLite's clock tells.
-            take_lease(session, LEASE, self._holder, lease_s=-1.0)
+            take_lease(session, self._lease, self._holder, lease_s=-1.0)
 
     def _hold(self) -> None:
         with self._database.write() as session:
-            is_ours = take_lease(session, LEASE, self._holder, LEASE_S)
+            is_ours = take_lease(session, self._lease, self._holder, LEASE_S)
         if not is_ours:
-            raise TransientError("retention runs already in another process; try again when it is over")
+            raise TransientError(f"{self._lease} runs already in another process; try again when it is over")
         self._held_at = time.monotonic()

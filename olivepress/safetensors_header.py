@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from olivepress.checkpoint_files import LFS_POINTER, refuse_lfs_pointer
 from olivepress.errors import BadCheckpoint
 
 MAX_HEADER_BYTES = 100_000_000
 # No rule of the format; keeps a forged header from making its reader multiply for minutes.
 MAX_DIMENSIONS = 16
+# Nor this; it keeps one from making its reader compare names for minutes. Models of many experts have some 40,000.
+MAX_TENSORS = 100_000
 LENGTH_BYTES = 8
 METADATA_KEY = "__metadata__"
 DTYPE_BITS = {
@@ -26,8 +29,11 @@ DTYPE_BITS = {
     "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "C64": 64,
     "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
+STAT_BLOCK_BYTES = 512
+HOLES_FROM_BYTES = 2**24
+# File systems that compress make at most a half of weights.
+MOST_COMPRESSED = 8
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
-LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,7 @@ def read_safetensors_header(path: Path) -> SafetensorsFile:
     size_bytes = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(len(LFS_POINTER))
-        if first == LFS_POINTER:
-            raise BadCheckpoint(f"{path} is a Git LFS pointer, not the weights; run 'git lfs pull' where it was cloned")
+        refuse_lfs_pointer(path, first)
         if len(first) < LENGTH_BYTES:
             raise BadCheckpoint(f"{path} is cut short: it has {size_bytes} bytes; copy it again")
         (header_bytes,) = struct.unpack_from("<Q", first)
@@ -86,12 +91,15 @@ def read_safetensors_header(path: Path) -> SafetensorsFile:
             )
         file.seek(LENGTH_BYTES)
         entries = _parse(path, file.read(header_bytes))
+    if len(entries) > MAX_TENSORS:
+        raise _damaged(path, f"its header names {len(entries):,} tensors, and no model has more than {MAX_TENSORS:,}")
     metadata = entries.pop(METADATA_KEY, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(path, f"{METADATA_KEY} in its header is no table of texts")
     data_start = LENGTH_BYTES + header_bytes
     tensors = sorted((_tensor(path, name, entry, data_start) for name, entry in entries.items()), key=_place)
     _check_places(path, tensors, data_start, size_bytes)
+    _refuse_holes(path)
     return SafetensorsFile(path, size_bytes, data_start, tuple(tensors), metadata)
 
 
@@ -161,3 +169,15 @@ def _check_places(path: Path, tensors: list[Tensor], data_start: int, size_bytes
         )
     if expected < size_bytes:
         raise _damaged(path, f"{size_bytes - expected:,} bytes follow the last tensor")
+
+
+def _refuse_holes(path: Path) -> None:
+    """Most of a large file that a file system never stored: a copy that reserved its place and was not finished."""
+    state = path.stat()
+    # Not everywhere known: None on Windows, 0 on some network file systems.
+    stored_bytes = getattr(state, "st_blocks", 0) * STAT_BLOCK_BYTES
+    if state.st_size >= HOLES_FROM_BYTES and 0 < stored_bytes < state.st_size / MOST_COMPRESSED:
+        raise BadCheckpoint(
+            f"{path} was never written whole: {stored_bytes:,} of its {state.st_size:,} bytes are on the disk, the "
+            "rest is a hole; copy it again"
+        )

@@ -10,6 +10,8 @@ from pydantic import ByteSize, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEFAULT_POOL = "default"
+SIGNING_KEY_FILE = "signing-key.pem"
+"""In the data directory of `olivepress up`, which makes it."""
 _LABEL = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
@@ -52,6 +54,9 @@ class Settings(BaseSettings):
     admin_key: SecretStr | None = None
     """Known to the API only; `up` makes one and keeps it in the data directory."""
 
+    signing_key_file: Path | None = None
+    """An Ed25519 private key in PEM; only for the workers, which publish. Without it versions are not signed."""
+
     slots: int = Field(default_factory=default_slots, ge=1, le=64)
     memory: ByteSize | None = Field(default=None, gt=0)
     """What a worker offers to its steps, in equal parts for each slot, such as 16GB; the machine's less a reserve."""
@@ -79,6 +84,8 @@ class Settings(BaseSettings):
     """Logs of attempts that succeeded."""
     retention_workers_days: float = Field(default=30.0, ge=0)
     """Workers that were not seen any more and that no attempt names."""
+    deleted_versions_days: float = Field(default=7.0, ge=0)
+    """How long a deleted version can be undeleted and keeps its files; 0: not at all."""
     retention_settle_s: float = Field(default=120.0, ge=0)
     """How long unreferenced store content stays readable in the trash: longer than network file systems cache names."""
 

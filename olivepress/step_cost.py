@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from olivepress.conversion_cost import MIB, Sizes, predicted_cost
-from olivepress.jobs import StepKind
+from olivepress.conversion_cost import FP32_BYTES, MIB, Sizes, predicted_cost
+from olivepress.jobs import JobKind, StepKind
 from olivepress.recipes import Recipe
+from olivepress.steps import plan
 
 # Measured on Linux x86-64 with models of 0.1 and 110 million parameters: a warm child, and what reading adds.
 CHILD_BYTES = 420 * MIB
@@ -22,6 +23,9 @@ READ_BYTES_PER_S = 400e6
 CONVERT_S_PER_PARAMETER = 0.035e-6
 # Measured with 494 million parameters: 292 s against 22 s.
 K_QUANT_TIMES = 13.0
+REFERENCE_COPIES = 1.5
+REFERENCE_S_PER_PARAMETER = 0.7e-6
+CALIBRATE_S_PER_PARAMETER = 1.0e-6
 VALIDATE_S_PER_PARAMETER = 0.05e-6
 VALIDATE_S_PER_BYTE = 0.02e-6
 WEIGHT_OF_NEW_ATTEMPT = 0.3
@@ -83,11 +87,27 @@ def predict(kind: StepKind, sizes: Sizes | None, recipe: Recipe) -> StepCost:
         # After the builder, source and model are open side by side for their comparison.
         memory = max(conversion.peak_ram_bytes, CHILD_BYTES + sizes.source_bytes + output)
         return StepCost(memory, conversion.scratch_bytes, seconds)
+    if kind is StepKind.QUANTIZE:
+        return _quantize_cost(sizes, recipe, output)
     if kind is StepKind.PACKAGE:
         return StepCost(CHILD_BYTES, 2 * output, 0.3 + 2 * output / READ_BYTES_PER_S)
+    if kind is StepKind.REFERENCE:
+        # torch holds the source in fp32 at most, and a merged or dequantized copy of it may lie on the disk.
+        memory = CHILD_BYTES + round(REFERENCE_COPIES * FP32_BYTES * sizes.parameters)
+        return StepCost(memory, FP32_BYTES * sizes.parameters, 2.0 + REFERENCE_S_PER_PARAMETER * sizes.parameters)
     memory = VALIDATE_BYTES + round(VALIDATE_COPIES * output)
     seconds = 1.5 + VALIDATE_S_PER_PARAMETER * sizes.parameters + VALIDATE_S_PER_BYTE * output
     return StepCost(memory, output, seconds)
+
+
+def _quantize_cost(sizes: Sizes, recipe: Recipe, output: int) -> StepCost:
+    if recipe.quantizes == "checkpoint":
+        # The checkpoint in fp32, what is learned from the calibration text beside it, and the quantized copy.
+        weights = FP32_BYTES * sizes.parameters
+        return StepCost(CHILD_BYTES + 2 * weights, weights, 2.0 + CALIBRATE_S_PER_PARAMETER * sizes.parameters)
+    # The model as it came, as it becomes, and the source beside it for their comparison.
+    memory = CHILD_BYTES + sizes.source_bytes + 3 * output
+    return StepCost(memory, 3 * output, 1.0 + CONVERT_S_PER_PARAMETER * sizes.parameters)
 
 
 def corrected(cost: StepCost, ratio: Ratio | None) -> StepCost:
@@ -103,7 +123,7 @@ def costs_of_job(sizes: Sizes, family: str, recipe: Recipe, learned: Learned) ->
     group = cost_family(family, recipe)
     return {
         kind: corrected(predict(kind, sizes, recipe), learned.get((kind, group)))
-        for kind in StepKind
+        for kind in plan(JobKind.CONVERT, recipe)
         if kind is not StepKind.PUBLISH
     }
 

@@ -4,7 +4,8 @@ import glob
 from dataclasses import dataclass
 from pathlib import Path
 
-from olivepress.database.batches import WantedJob, insert_batch, known_batch
+from olivepress.calibration import check_calibration
+from olivepress.database.batches import Rung, WantedJob, insert_batch, known_batch
 from olivepress.database.recipes import own_recipes
 from olivepress.database.sessions import Database
 from olivepress.errors import BadManifest
@@ -35,18 +36,31 @@ def submit(database: Database, manifest: Manifest, roots: list[Path], idempotenc
             matches nothing.
         UnknownRecipe: a recipe that does not exist.
     """
+    if idempotency_key and (known := _known(database, manifest.team, idempotency_key)):
+        # Before anything else is looked at: a recipe that it names may have been removed since.
+        return known
     check_alias(manifest.alias)
     recipes = resolved_recipes(database, manifest)
+    suffixes = model_suffixes(recipes)
+    ladder = [Rung(recipe, suffixes[recipe.name]) for recipe in recipes] if manifest.ladder else []
     entries = [expanded for entry in manifest.checkpoints for expanded in _expand(entry, roots)]
     if len(entries) > MAX_CHECKPOINTS:
         raise BadManifest(f"the batch has {len(entries)} checkpoints, the most is {MAX_CHECKPOINTS}; split it")
-    wanted = _named_jobs(entries, recipes)
+    wanted = _named_jobs(entries, recipes[:1] if ladder else recipes, suffixes)
+    for job in wanted:
+        _check_job(job, manifest, ladder)
     with database.write() as session:
-        if new := insert_batch(session, manifest, wanted, idempotency_key):
+        if new := insert_batch(session, manifest, wanted, idempotency_key, ladder):
             return Submitted(*new)
-        known = known_batch(session, manifest.team, idempotency_key or "")
-        assert known is not None, "only the idempotency key can be taken"
-        return Submitted(*known, is_new=False)
+    first = _known(database, manifest.team, idempotency_key or "")
+    assert first is not None, "only the idempotency key can be taken"
+    return first
+
+
+def _known(database: Database, team: str, idempotency_key: str) -> Submitted | None:
+    with database.read() as session:
+        known = known_batch(session, team, idempotency_key)
+    return Submitted(*known, is_new=False) if known else None
 
 
 def resolved_recipes(database: Database, manifest: Manifest) -> list[Recipe]:
@@ -58,17 +72,31 @@ def resolved_recipes(database: Database, manifest: Manifest) -> list[Recipe]:
         BadManifest: two have one name.
     """
     own: dict[str, list[Recipe]] = {}
-    named = [entry for entry in manifest.recipes if isinstance(entry, str)]
+    entries = manifest.ladder or manifest.recipes
+    named = [entry for entry in entries if isinstance(entry, str)]
     if any(parse_reference(name).name not in BUILT_IN for name in named):
         with database.read() as session:
             own = own_recipes(session, manifest.team)
     found: dict[str, Recipe] = {}
-    for entry in manifest.recipes:
+    for entry in entries:
         recipe = recipe_named(entry, own) if isinstance(entry, str) else inline_recipe(entry)
         if recipe.name in found:
             raise BadManifest(f"the batch names the recipe '{recipe.name}' twice; leave one out, or submit two batches")
         found[recipe.name] = recipe
     return list(found.values())
+
+
+def _check_job(job: WantedJob, manifest: Manifest, ladder: list[Rung]) -> None:
+    """What a job's names and recipes can be held against before anything runs.
+
+    Raises:
+        BadManifest: the model of a rung would have no legal name, or a recipe lacks its calibration text.
+    """
+    for rung in ladder:
+        model_name(job.checkpoint_name, rung.suffix)
+    has_calibration = bool(job.entry.calibration or manifest.calibration)
+    for recipe in [rung.recipe for rung in ladder] or [job.recipe]:
+        check_calibration(recipe, has_calibration=has_calibration)
 
 
 def _expand(entry: CheckpointEntry, roots: list[Path]) -> list[CheckpointEntry]:
@@ -86,8 +114,7 @@ def _expand(entry: CheckpointEntry, roots: list[Path]) -> list[CheckpointEntry]:
     return [entry.model_copy(update={"path": path}) for path in found]
 
 
-def _named_jobs(entries: list[CheckpointEntry], recipes: list[Recipe]) -> list[WantedJob]:
-    suffixes = model_suffixes(recipes)
+def _named_jobs(entries: list[CheckpointEntry], recipes: list[Recipe], suffixes: dict[str, str]) -> list[WantedJob]:
     wanted: list[WantedJob] = []
     taken: dict[tuple[str, str], str] = {}
     for entry in entries:

@@ -3,11 +3,22 @@
 from pathlib import Path
 from typing import Any
 
-from olivepress.checkpoint_files import CHAT_TEMPLATE, TOKENIZER_CONFIG, TOKENIZER_MODELS, read_json, unreadable
+from olivepress.checkpoint_files import (
+    CHAT_TEMPLATE,
+    LFS_POINTER,
+    TOKENIZER_CONFIG,
+    TOKENIZER_MODELS,
+    read_json,
+    refuse_lfs_pointer,
+    unreadable,
+)
 from olivepress.errors import BadCheckpoint
 
 DEFAULT_TEMPLATE = "default"
 EXCERPT_CHARACTERS = 60
+# The largest tokenizers have some 35 MB, the longest templates some 30 kB.
+MAX_TOKENIZER_BYTES = 2**28
+MAX_TEMPLATE_BYTES = 2**20
 
 
 def has_tokenizer(directory: Path) -> bool:
@@ -25,6 +36,18 @@ def check_tokenizer_files(directory: Path) -> None:
         raise BadCheckpoint(
             f"{directory} has no tokenizer (looked for tokenizer.json, tokenizer.model and vocabulary files); save the "
             "one it was trained with beside the weights: tokenizer.save_pretrained(...)"
+        )
+    for file in (file for pattern in TOKENIZER_MODELS for file in directory.glob(pattern)):
+        _refuse_oversize(file, MAX_TOKENIZER_BYTES)
+        with file.open("rb") as opened:
+            refuse_lfs_pointer(file, opened.read(len(LFS_POINTER)))
+
+
+def _refuse_oversize(file: Path, most_bytes: int) -> None:
+    if (size_bytes := file.stat().st_size) > most_bytes:
+        raise BadCheckpoint(
+            f"{file} is larger than any {file.name} should be ({size_bytes:,} bytes, at most {most_bytes:,}); "
+            "replace it with the right file"
         )
 
 
@@ -110,6 +133,7 @@ def _template_file(directory: Path) -> str | None:
     path = directory / CHAT_TEMPLATE
     if not path.is_file():
         return None
+    _refuse_oversize(path, MAX_TEMPLATE_BYTES)
     try:
         return path.read_text(encoding="utf-8") or None
     except OSError as error:

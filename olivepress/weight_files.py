@@ -12,7 +12,17 @@ PLAIN_NAME = re.compile(r"[^/\\\0]+\.safetensors")
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 # Pickles that a trainer leaves beside the weights.
 NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state", "trainer_state")
-OTHER_FORMATS = {".gguf": "GGUF", ".h5": "TensorFlow", ".msgpack": "Flax", ".onnx": "ONNX"}
+SUBMIT_ORIGINAL = "submit the Hugging Face checkpoint that it was made from"
+OTHER_FORMATS = {
+    # onnxruntime-genai 0.18 has a reader, for files of floats only and with the original's config and tokenizer
+    # beside them; whoever has those has the checkpoint.
+    ".gguf": f"GGUF, which is not read here; convert it to safetensors, or {SUBMIT_ORIGINAL}",
+    ".onnx": f"ONNX, so it was converted already; {SUBMIT_ORIGINAL}",
+    ".h5": "TensorFlow; convert it to safetensors with transformers (from_tf=True)",
+    ".msgpack": "Flax; convert it to safetensors with transformers (from_flax=True)",
+    ".npz": "NumPy; convert it to safetensors",
+    ".nemo": "NeMo; convert it to safetensors with NeMo's exporter for Hugging Face",
+}
 
 
 def find_weights(directory: Path) -> tuple[SafetensorsFile, ...]:
@@ -57,17 +67,26 @@ def refuse_without_weights(directory: Path, wanted: str) -> NoReturn:
             "it where you trust it and save it as safetensors with model.save_pretrained(...), or let an administrator "
             "allow it with OLIVEPRESS_ALLOW_PICKLE=true (then only plain tensors are read from it)"
         )
-    others = [path for path in files if path.suffix in OTHER_FORMATS]
-    if others:
-        raise BadCheckpoint(
-            f"{directory} has its weights in {OTHER_FORMATS[others[0].suffix]} format ({others[0].name}); "
-            "submit the Hugging Face checkpoint it was made from"
-        )
+    if other := other_format(directory):
+        raise BadCheckpoint(f"{directory} {other}")
     misnamed = [path.name for path in files if path.suffix == ".safetensors"]
     if misnamed:
         index = f", or add {WEIGHTS_INDEX}" if wanted == WEIGHTS else ""
         raise BadCheckpoint(f"{directory} has no {wanted} but {', '.join(misnamed[:3])}; rename the file{index}")
     raise BadCheckpoint(f"{directory} has a config but no weights ({wanted}); copy or save them there")
+
+
+def other_format(directory: Path) -> str | None:
+    """In what other format a folder has its weights and what to do with it, as the rest of a sentence."""
+    files = sorted(path for path in directory.iterdir() if path.is_file())
+    if other := next((path for path in files if path.suffix.lower() in OTHER_FORMATS), None):
+        return f"has its weights in another format ({other.name}): {OTHER_FORMATS[other.suffix.lower()]}"
+    if (directory / "params.json").is_file() and any(directory.glob("consolidated*")):
+        return (
+            "has its weights in their authors' own layout (params.json, consolidated...); convert it with its family's "
+            "script in transformers (convert_..._weights_to_hf.py)"
+        )
+    return None
 
 
 def _weight_map(path: Path) -> dict[str, str]:

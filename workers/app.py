@@ -21,7 +21,7 @@ from olivepress.process_identity import is_running
 from olivepress.queues import Ring, celery_app, queue_name, redis_client
 from olivepress.settings import Settings
 from olivepress.store import open_store
-from workers import host, memory_allowance, tasks
+from workers import host, memory_allowance, secrets, tasks
 from workers.child import StepCode
 from workers.child_process import describe_toolchain, start_forkserver
 from workers.runtime import Runtime, watch_database
@@ -37,7 +37,8 @@ def serve(settings: Settings, code: StepCode | None = None) -> None:
         code: where the steps' code lies; the real toolchain unless a test says otherwise.
     """
     code = code or StepCode()
-    start_forkserver(code)
+    with secrets.hidden():
+        start_forkserver(code)
     facts = host.describe(settings)
     database = Database(settings.database)
     migrations.check(database)

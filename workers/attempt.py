@@ -25,7 +25,16 @@ from olivepress.database.sessions import Session
 from olivepress.database.steps import Claim, Ending
 from olivepress.errors import OlivepressError, ServiceUnavailable, TransientError
 from olivepress.jobs import AttemptOutcome, StepId, StepKind
-from olivepress.steps import Done, JobFacts, StepResult, artifacts_of, chosen_template, ingest_key, spec_of
+from olivepress.steps import (
+    READS_CHECKPOINT,
+    Done,
+    JobFacts,
+    StepResult,
+    artifacts_of,
+    ingest_key,
+    spec_of,
+    told_to_ingest,
+)
 from workers import endings
 from workers.attempt_log import AttemptLog
 from workers.child import ChildRequest, Failure, Progress, Success
@@ -150,7 +159,7 @@ class Attempt:
         return self._lease.finish(AttemptOutcome.SUCCEEDED, succeed)
 
     def _ingest_key(self, identity: str) -> str:
-        return ingest_key(identity, self._limits() | chosen_template(self._job), self._runtime.offer.fingerprint)
+        return ingest_key(identity, self._limits() | told_to_ingest(self._job), self._runtime.offer.fingerprint)
 
     def _limits(self) -> dict[str, Any]:
         """What the administrator lets ingest read."""
@@ -197,7 +206,7 @@ class Attempt:
 
     def _run_child(self, workspace: Workspace) -> Ended:
         inputs: dict[str, Path] = {}
-        for name, digest in artifacts_of(self._held.kind, self._done).items():
+        for name, digest in artifacts_of(self._held.kind, self._job, self._done).items():
             inputs[name] = workspace.inputs / name
             self._runtime.store.materialise(digest, inputs[name])
         if (must_end := self._must_end(0.0)) is not None:
@@ -227,7 +236,7 @@ class Attempt:
         spec = spec_of(self._held.kind, self._job, self._done)
         if self._held.kind is StepKind.INGEST:
             spec |= self._limits()
-        if self._held.kind is StepKind.CONVERT:
+        if self._held.kind in READS_CHECKPOINT:
             base = base_of(self._job)
             spec["base"] = str(base) if base else None
         return ChildRequest(

@@ -6,9 +6,8 @@ from typing import Any
 from olivepress.checkpoint_files import adapter_base, file_identity
 from olivepress.errors import CheckpointChanged
 from olivepress.jobs import StepKind
-from olivepress.steps import Done, JobFacts
+from olivepress.steps import READS_CHECKPOINT, Done, JobFacts
 
-READS_CHECKPOINT = frozenset({StepKind.INGEST, StepKind.CONVERT})
 RESULT_KEY = "file_identity"
 
 
@@ -16,11 +15,12 @@ class CheckpointWatch:
     """Identity (by stat, not content) of the files that a step reads, before and after it read them."""
 
     def __init__(self, kind: StepKind, job: JobFacts, done: Done) -> None:
-        self._is_active = kind in READS_CHECKPOINT
+        self._is_active = kind is StepKind.INGEST or kind in READS_CHECKPOINT
+        self._is_ingest = kind is StepKind.INGEST
         self._path = Path(job.checkpoint_path)
         self._base = base_of(job)
         self._expected: str | None = None
-        if kind is StepKind.CONVERT:
+        if kind in READS_CHECKPOINT:
             self._expected = done[StepKind.INGEST].result.get(RESULT_KEY)
 
     def settled_identity(self) -> str | None:
@@ -45,8 +45,8 @@ class CheckpointWatch:
             )
 
     def facts(self) -> dict[str, Any]:
-        """What goes into an ingest's result, for the convert after it to hold the files against."""
-        return {RESULT_KEY: self._expected} if self._is_active else {}
+        """What goes into an ingest's result, for later steps to hold the files against."""
+        return {RESULT_KEY: self._expected} if self._is_ingest else {}
 
 
 def base_of(job: JobFacts) -> Path | None:

@@ -64,15 +64,26 @@ class Commands(LazyGroup):
             JOBS,
         ),
         "models": LazyCommand("olivepress.cli.models", "models", "List models, or the versions of one.", MODELS),
+        "promote": LazyCommand("olivepress.cli.promote", "promote", "Point an alias to a version.", MODELS),
+        "aliases": LazyCommand(
+            "olivepress.cli.promote", "aliases", "Show where aliases point, and their history.", MODELS
+        ),
         "report": LazyCommand("olivepress.cli.report", "report", "Show what was measured of a version.", MODELS),
         "compare": LazyCommand("olivepress.cli.report", "compare_versions", "Compare versions.", MODELS),
         "pull": LazyCommand("olivepress.cli.pull", "pull", "Download a version into a directory.", MODELS),
         "install": LazyCommand("olivepress.cli.install", "install", "Install a version into Foundry Local.", MODELS),
         "export": LazyCommand("olivepress.cli.export", "export", "Write a version to one file.", MODELS),
         "import": LazyCommand("olivepress.cli.export", "import_", "Unpack or install a version from one file.", MODELS),
+        "verify": LazyCommand("olivepress.cli.verify", "verify", "Verify a version's files and signature.", MODELS),
+        "keys": LazyCommand("olivepress.cli.keys", "app", "Show, trust and replace the keys that sign.", MODELS),
         "uninstall": LazyCommand(
             "olivepress.cli.uninstall", "uninstall", "Remove a version from Foundry Local.", MODELS
         ),
+        "deprecate": LazyCommand(
+            "olivepress.cli.withdraw", "deprecate", "Say that a version should not be used.", MODELS
+        ),
+        "delete": LazyCommand("olivepress.cli.withdraw", "delete", "Delete a version.", MODELS),
+        "undelete": LazyCommand("olivepress.cli.withdraw", "undelete", "Bring a deleted version back.", MODELS),
         "up": LazyCommand("olivepress.cli.up", "up", "Run the whole stack on this machine.", STACK, "worker"),
         "demo": LazyCommand("olivepress.cli.demo", "demo", "Show the whole way on tiny models.", STACK, "worker"),
         "backup": LazyCommand(
@@ -84,6 +95,7 @@ class Commands(LazyGroup):
         "service": LazyCommand("olivepress.cli.service", "app", "Run one service in the foreground.", STACK, "server"),
         "workers": LazyCommand("olivepress.cli.workers", "workers", "List the workers.", STACK),
         "store": LazyCommand("olivepress.cli.store", "app", "Look after the store.", STACK),
+        "quotas": LazyCommand("olivepress.cli.quotas", "app", "Show and set what teams may have.", STACK),
         "retention": LazyCommand("olivepress.cli.retention", "retention", "Remove what is too old to keep.", STACK),
         "doctor": LazyCommand("olivepress.cli.doctor", "doctor", "Check this machine and the stack.", STACK),
     }

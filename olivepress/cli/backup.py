@@ -12,11 +12,11 @@ from olivepress.database.backup import write_backup
 from olivepress.database.restore import Restored, restore_secrets
 from olivepress.database.restore import restore as restore_database
 from olivepress.database.sessions import Database
-from olivepress.settings import Settings
+from olivepress.settings import SIGNING_KEY_FILE, Settings
 from olivepress.store import open_store
 
 # In the data directory; `olivepress up` makes them. Services that get their keys by variables have no such files.
-KEY_FILES = ("admin-key", "flower-password")
+KEY_FILES = ("admin-key", "flower-password", SIGNING_KEY_FILE)
 SHOWN_MISSING = 10
 
 

@@ -11,13 +11,16 @@ import typer
 from olivepress import archive
 from olivepress.cli.install import register_by_sdk
 from olivepress.cli.options import AsJson, Team
-from olivepress.cli.output import connect, download_bar, emit
+from olivepress.cli.orders import warn_about
+from olivepress.cli.output import connect, download_bar, emit, say
 from olivepress.cli.tables import size
 from olivepress.client import DEFAULT_TEAM, full_disk_is_named
 from olivepress.errors import BadManifest, PermanentError
 from olivepress.fetching import Fetch, held
 from olivepress.foundry_cache import install_into_cache
+from olivepress.known_keys import KnownKeys
 from olivepress.registry import parse_reference
+from olivepress.trust import check_without_stack, unpacked_content
 
 
 def export(
@@ -42,6 +45,7 @@ def export(
     partial = file.with_name(f".{file.name}.partial")
     with connect() as client:
         version = client.version(parse_reference(reference), team)
+        warn_about(version)
         manifest = client.artifact_manifest(version)
         with download_bar(version["version"]) as show, held(partial, version["version"]):
             fetch = Fetch(client, version, manifest, partial, show)
@@ -70,7 +74,7 @@ def import_(
     """Unpack or install a version from one file.
 
     Needs no stack and no network. Nothing in the file is trusted: every name, size and checksum is verified, and what
-    is not as `olivepress export` writes it is refused.
+    is not as `olivepress export` writes it is refused; so is what is not as it was signed, where the key is known here.
 
     [bold]Examples[/]
       olivepress import support-en.tar --foundry-cache ~/.foundry/cache/models
@@ -84,6 +88,7 @@ def import_(
 
         def write(directory: Path) -> None:
             archive.extract(found, directory, show)
+            check_without_stack(unpacked_content(directory, found.manifest), name, KnownKeys.default(), say)
 
         if foundry_cache is not None:
             installed = install_into_cache(write, foundry_cache, found.model, found.number, register=register_by_sdk)

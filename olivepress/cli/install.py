@@ -9,9 +9,11 @@ import typer
 
 from olivepress import foundry_index, foundry_runtime
 from olivepress.cli.options import AsJson, Team
-from olivepress.cli.output import connect, download_bar, emit
+from olivepress.cli.orders import warn_about
+from olivepress.cli.output import connect, download_bar, emit, say
 from olivepress.client import DEFAULT_TEAM, Client
 from olivepress.errors import OlivepressError
+from olivepress.evidence import UNSIGNED_FILES
 from olivepress.fetching import Fetch, held
 from olivepress.foundry import SUMS_FILE, UNFINISHED_FILE
 from olivepress.foundry_cache import (
@@ -23,6 +25,7 @@ from olivepress.foundry_cache import (
     uninstall_from_cache,
 )
 from olivepress.registry import parse_reference
+from olivepress.trust import Trust, remote_content
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ def install(
     wanted = parse_reference(reference)
     with connect() as client:
         version = client.version(wanted, team)
+        warn_about(version)
         installed = install_version(client, version, foundry_cache)
     replaced = []
     for number in installed_numbers(foundry_cache, version["model"]) if replace else ():
@@ -64,14 +68,21 @@ def install(
         typer.echo(f"{model_id} is uninstalled")
 
 
-def install_version(client: Client, version: dict[str, Any], cache_dir: Path) -> Installed:
+def install_version(client: Client, version: dict[str, Any], cache_dir: Path, trust: Trust | None = None) -> Installed:
     """Download a version (as `Client.version` gave it) into a Foundry Local cache, unless it is there whole.
 
+    Args:
+        trust: what is believed of the stack; what this user believes unless given.
+
     Raises:
-        BadArtifact: a file arrived damaged, or the cache's own index is broken.
+        BadArtifact: a file arrived damaged, or is not what was signed; or the cache's own index is broken.
+        UntrustedKey: it is signed by a key that is not known to be the stack's.
         DiskFull: no room in the cache.
     """
+    manifest = client.artifact_manifest(version)
+    (trust or Trust.of(client, say)).check(remote_content(client, version, manifest), version)
     sums = client.read_file(version, SUMS_FILE).decode("utf-8")
+    unlisted = {file.path: file.sha256 for file in manifest.files if file.path in UNSIGNED_FILES}
     shelf = cache_dir.expanduser().resolve() / PUBLISHER
     target = shelf / f"{version['model']}-{version['number']}"
     others = [shelf / f"{version['model']}-{number}" for number in installed_numbers(cache_dir, version["model"])]
@@ -80,7 +91,7 @@ def install_version(client: Client, version: dict[str, Any], cache_dir: Path) ->
         def write(directory: Path) -> None:
             partial = partial_of(target)
             with held(partial, version["version"]):
-                fetch = Fetch(client, version, client.artifact_manifest(version), partial, show)
+                fetch = Fetch(client, version, manifest, partial, show)
                 fetch.files.mkdir(exist_ok=True)
                 # Older runtimes look into every directory of the cache, and take this for no model.
                 (fetch.files / UNFINISHED_FILE).touch()
@@ -89,7 +100,13 @@ def install_version(client: Client, version: dict[str, Any], cache_dir: Path) ->
             shutil.rmtree(partial, ignore_errors=True)
 
         return install_into_cache(
-            write, cache_dir, version["model"], version["number"], sums=sums, register=register_by_sdk
+            write,
+            cache_dir,
+            version["model"],
+            version["number"],
+            sums=sums,
+            unlisted=unlisted,
+            register=register_by_sdk,
         )
 
 

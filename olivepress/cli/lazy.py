@@ -35,8 +35,11 @@ class LazyGroup(TyperGroup):
         super().__init__(**settings)
         # What help and completion need to know of a command before it is loaded.
         self.commands = {
-            name: TyperCommand(name, help=entry.summary, rich_help_panel=entry.panel)
-            for name, entry in self.lazy_commands.items()
+            **self.commands,
+            **{
+                name: TyperCommand(name, help=entry.summary, rich_help_panel=entry.panel)
+                for name, entry in self.lazy_commands.items()
+            },
         }
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

@@ -40,6 +40,11 @@ def download_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done_bytes, total_bytes: progress.update(download, completed=done_bytes, total=total_bytes)
 
 
+def say(line: str) -> None:
+    """Tell a person something, on standard error: it is no part of the output."""
+    typer.echo(line, err=True)
+
+
 def emit(value: Any) -> None:
     """Print the one JSON document of a command with --json."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -14,7 +14,7 @@ from rich.text import Text
 from olivepress.cli.tables import COLOURS, WAITS, duration, state_text, step_text
 from olivepress.client import Client
 from olivepress.errors import ServiceUnavailable
-from olivepress.jobs import FINAL_JOB_STATES, STEP_ORDER, JobState, StepState
+from olivepress.jobs import FINAL_JOB_STATES, JobState, StepState
 
 Json = dict[str, Any]
 Sleep = Callable[[float], None]
@@ -186,8 +186,8 @@ def done_share(job: Json) -> float:
     """How much of a job is done, 0 to 1: every step counts the same, a running one by its own share."""
     if job["state"] == JobState.SUCCEEDED:
         return 1.0
-    shares = (_step_share(step) for step in job["steps"])
-    return sum(shares) / len(STEP_ORDER)
+    shares = [_step_share(step) for step in job["steps"]]
+    return sum(shares) / len(shares) if shares else 0.0
 
 
 def _step_share(step: Json) -> float:

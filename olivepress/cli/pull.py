@@ -6,11 +6,13 @@ from typing import Annotated
 import typer
 
 from olivepress.cli.options import AsJson, Team
-from olivepress.cli.output import connect, download_bar, emit
+from olivepress.cli.orders import warn_about
+from olivepress.cli.output import connect, download_bar, emit, say
 from olivepress.cli.tables import size
 from olivepress.client import DEFAULT_TEAM
 from olivepress.pull import pull as pull_version
 from olivepress.registry import parse_reference
+from olivepress.trust import Trust
 
 
 def pull(
@@ -23,7 +25,8 @@ def pull(
     """Download a version into a directory.
 
     Only what is not there already: another version in DIR or beside it gives what they have in common. Everything is
-    verified. An interrupted pull goes on where it was when it is called again.
+    verified, the signature before anything is downloaded (`olivepress verify` does it again later, offline). An
+    interrupted pull goes on where it was when it is called again.
 
     [bold]Examples[/]
       olivepress pull support-en-int4@production --to ./support-en
@@ -32,8 +35,9 @@ def pull(
     wanted = parse_reference(reference)
     with connect() as client:
         version = client.version(wanted, team)
+        warn_about(version)
         with download_bar(version["version"]) as show:
-            pulled = pull_version(client, version, to, replace=replace, on_bytes=show)
+            pulled = pull_version(client, version, to, replace=replace, trust=Trust.of(client, say), on_bytes=show)
     if as_json:
         emit(vars(pulled) | {"directory": str(pulled.directory)})
     elif pulled.was_there:

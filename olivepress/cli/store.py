@@ -4,11 +4,34 @@ from typing import Any
 
 import typer
 
+from olivepress.cli.lazy import LazyCommand, LazyGroup
 from olivepress.cli.options import AsJson
 from olivepress.cli.output import connect, console, emit
 from olivepress.cli.tables import NOTHING, figure, plain_table, size, word
 
-app = typer.Typer(no_args_is_help=True, help="Look after the store.\n\nExample: olivepress store stats")
+ON_STORE = "Where the store is"
+
+
+class StoreCommands(LazyGroup):
+    """What there is to do with the store; a client needs no server packages for the first."""
+
+    lazy_commands = {  # noqa: RUF012  # read only; ClassVar would clash with the attribute's declaration
+        "stats": LazyCommand("olivepress.cli.store", "stats", "Show logical and stored bytes by family.", "Anywhere"),
+        "check": LazyCommand(
+            "olivepress.cli.store_check", "check", "Find damage in the store, and heal it.", ON_STORE, "server"
+        ),
+        "move": LazyCommand(
+            "olivepress.cli.store_move", "move", "Copy the store into a bucket or a directory.", ON_STORE, "server"
+        ),
+    }
+
+
+app = typer.Typer(
+    cls=StoreCommands,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Look after the store.\n\nExample: olivepress store stats",
+)
 
 
 @app.callback()
@@ -16,7 +39,6 @@ def store() -> None:
     """Look after the store."""
 
 
-@app.command()
 def stats(as_json: AsJson = False) -> None:
     """Show logical and stored bytes by family.
 

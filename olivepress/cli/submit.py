@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from olivepress.auto_opt import recipe_for
+from olivepress.calibration import read_calibration
 from olivepress.cli.options import AsJson
 from olivepress.cli.output import connect, emit
 from olivepress.cli.watch import follow
@@ -35,6 +36,12 @@ def submit(  # one parameter for each option
         list[str] | None,
         typer.Option(metavar="NAME", help="NAME or NAME@VERSION; repeat for several. Default: cpu-int4."),
     ] = None,
+    ladder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="Recipes in order, such as cpu-int4,cpu-int8: the first that passes counts."
+        ),
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(metavar="PRECISION", help="int4, int8, fp16 or fp32: the built-in recipe of it.")
     ] = None,
@@ -53,10 +60,17 @@ def submit(  # one parameter for each option
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Domain prompts (JSONL): a question and what to expect, a line.")
     ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text that calibrated passes learn from: JSON lines or plain.")
+    ] = None,
     team: Annotated[str | None, typer.Option(metavar="TEAM", help="Whose batch it is. Default: default.")] = None,
     priority: Annotated[int | None, typer.Option(min=0, max=9, help="9 goes first. Default: 5.")] = None,
     alias: Annotated[str | None, typer.Option(help="The alias to move to the new versions. Default: latest.")] = None,
     pool: Annotated[str | None, typer.Option(metavar="POOL", help="Only workers of this pool. Default: any.")] = None,
+    soak: Annotated[
+        str | None,
+        typer.Option(metavar="LONG", help="Repeat sessions while memory is watched: 90s, 5m, or 50 sessions."),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Validate anew what was validated before.")] = False,
     watch: Annotated[
         bool | None, typer.Option("--watch/--no-watch", show_default=False, help="Follow it. Default: on a terminal.")
@@ -71,6 +85,7 @@ def submit(  # one parameter for each option
       olivepress submit ./runs/support-en ./runs/support-fr
       olivepress submit ./runs/checkpoint-500 --name support-en --prompts support.jsonl
       olivepress submit ./lora/legal --base ./base --recipe cpu-int4 --recipe cpu-int8
+      olivepress submit ./runs/support-en --ladder cpu-int4,cpu-int8,cpu-fp16 --prompts support.jsonl
       olivepress submit ./runs/support-en --precision int4 --device cpu --provider CPUExecutionProvider
       olivepress submit ./runs/support-en --olive-config finetuned_conversion_config.json
       olivepress submit --manifest batch.yaml --no-watch --json
@@ -79,11 +94,14 @@ def submit(  # one parameter for each option
     changes = _given(
         name=batch_name,
         recipes=recipes or None,
+        ladder=_rungs(ladder, recipes),
         prompts=read_prompts(prompts) if prompts else None,
+        calibration=read_calibration(calibration) if calibration else None,
         team=team,
         priority=priority,
         alias=alias,
         pool=pool,
+        soak=soak,
         fresh=fresh or None,
     )
     if manifest is not None:
@@ -107,6 +125,15 @@ def submit(  # one parameter for each option
 
 def _jobs(count: int) -> str:
     return "1 job" if count == 1 else f"{count} jobs"
+
+
+def _rungs(ladder: str | None, recipes: list[Any]) -> list[str] | None:
+    """The recipes of a ladder, as they are named on the command line."""
+    if ladder is None:
+        return None
+    if recipes:
+        raise BadManifest("--ladder does not go with other recipes; put all of them into it, in order")
+    return [name for name in map(str.strip, ladder.split(",")) if name]
 
 
 def _of_precision(precision: str | None, device: str | None, provider: str | None) -> list[str]:
@@ -145,7 +172,11 @@ def _entries(
 
 
 def _overridden(manifest: Manifest, changes: dict[str, Any]) -> Manifest:
-    return parse_manifest(manifest.model_dump(exclude_none=True) | changes, "the command line")
+    written = manifest.model_dump(exclude_none=True, exclude_unset=True)
+    for one, other in (("ladder", "recipes"), ("recipes", "ladder")):
+        if one in changes:
+            written.pop(other, None)
+    return parse_manifest(written | changes, "the command line")
 
 
 def _absolute(path: str) -> str:

@@ -146,68 +146,11 @@ def attempts_table(step: Json) -> Table:
         table.add_row(
             str(attempt["number"]),
             attempt["outcome"] or "running",
-            _given(attempt["exit_code"]),
-            _given(attempt["signal"]),
+            given(attempt["exit_code"]),
+            given(attempt["signal"]),
             duration(_between(attempt["started_at"], attempt["finished_at"])),
             attempt["worker_id"],
             attempt["error_class"] or NOTHING,
-        )
-    return table
-
-
-def models_table(models: Iterable[Json]) -> Table:
-    """Models with their newest version."""
-    table = plain_table(
-        "model",
-        figure("newest"),
-        word("recipe"),
-        figure("size"),
-        figure("tokens/s"),
-        "aliases",
-        word("published"),
-    )
-    for model in models:
-        newest = model["newest"] or {}
-        figures = newest.get("figures") or {}
-        table.add_row(
-            model["name"],
-            str(newest.get("number", NOTHING)),
-            newest.get("recipe", NOTHING),
-            size(newest.get("size_bytes")),
-            number(figures.get("tokens_per_s")),
-            ", ".join(f"{alias} → {target}" for alias, target in model["aliases"].items()) or NOTHING,
-            when(newest.get("created_at")),
-        )
-    return table
-
-
-def versions_table(model: Json) -> Table:
-    """The versions of one model, newest first."""
-    table = plain_table(
-        figure("version"),
-        word("recipe"),
-        figure("size"),
-        figure("tokens/s"),
-        figure("first\ntoken"),
-        figure("prompts\npassed"),
-        word("certif-\nicate"),
-        figure("job"),
-        "aliases",
-        word("published"),
-    )
-    for version in model["versions"]:
-        figures = version["figures"]
-        table.add_row(
-            str(version["number"]),
-            version["recipe"],
-            size(version["size_bytes"]),
-            number(figures["tokens_per_s"]),
-            milliseconds(figures["first_token_ms"]),
-            prompts_passed(figures),
-            state_text(figures["certificate"] or NOTHING),
-            str(version["job_id"]),
-            ", ".join(version["aliases"]) or NOTHING,
-            when(version["created_at"]),
         )
     return table
 
@@ -366,7 +309,8 @@ def _between(started_at: float | None, finished_at: float | None) -> float | Non
     return None if started_at is None or finished_at is None else finished_at - started_at
 
 
-def _given(value: Any) -> str:
+def given(value: Any) -> str:
+    """A value, or the sign for none."""
     return NOTHING if value is None else str(value)
 
 

@@ -18,17 +18,20 @@ from sqlalchemy import (
     and_,
     delete,
     exists,
+    false,
     func,
     literal,
+    or_,
     select,
     union,
     update,
 )
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
+from olivepress.database.deletion import has_files
 from olivepress.database.sessions import Database, DatabaseNow
 from olivepress.database.tables import AttemptRow, JobRow, RememberedRow, StepRow, VersionRow, WorkerRow
-from olivepress.jobs import FINAL_JOB_STATES, FINAL_STEP_STATES, AttemptOutcome
+from olivepress.jobs import FINAL_JOB_STATES, FINAL_STEP_STATES, AttemptOutcome, StepKind
 
 BATCH_ROWS = 500
 
@@ -67,6 +70,9 @@ class _Rule:
 def references(session: Session, remembered_s: float | None) -> set[str]:
     """Digests of the artifacts that a version, a step of an unfinished job or a remembered result needs.
 
+    A version needs what its source said, too: it is measured again against that, when the checkpoint may be gone. One
+    that was deleted needs its own until its grace period is over.
+
     One statement, so one look: between two, a job could pass from its steps to its version and be seen by neither.
 
     Args:
@@ -77,11 +83,16 @@ def references(session: Session, remembered_s: float | None) -> set[str]:
         .join(JobRow, JobRow.id == StepRow.job_id)
         .where(JobRow.state.not_in(FINAL_JOB_STATES), StepRow.artifact_digest.is_not(None))
     )
+    of_sources = _sources_of_versions().where(StepRow.artifact_digest.is_not(None))
     of_memory = select(RememberedRow.artifact_digest).where(RememberedRow.artifact_digest.is_not(None))
     if remembered_s is not None:
         of_memory = of_memory.where(~_is_forgettable(remembered_s))
     query: CompoundSelect[Any] = union(
-        select(VersionRow.artifact_digest), select(VersionRow.package_digest), of_steps, of_memory
+        select(VersionRow.artifact_digest).where(has_files()),
+        select(VersionRow.package_digest).where(has_files()),
+        of_steps,
+        of_sources,
+        of_memory,
     )
     return set(session.scalars(query))
 
@@ -123,12 +134,25 @@ def _before(time: ColumnElement[Any] | InstrumentedAttribute[Any], older_than_s:
     return time < DatabaseNow() - older_than_s
 
 
+def _sources_of_versions() -> Select[Any]:
+    """Artifacts of the reference steps of the jobs that published, or found published, a version that is kept."""
+    return (
+        select(StepRow.artifact_digest)
+        .join(JobRow, JobRow.id == StepRow.job_id)
+        .join(VersionRow, VersionRow.id == JobRow.version_id)
+        .where(StepRow.kind == StepKind.REFERENCE, has_files())
+    )
+
+
 def _is_forgettable(older_than_s: float) -> ColumnElement[bool]:
-    """Remembered long ago, and no step was given the result since."""
+    """Remembered long ago, and no step was given the result since; not what the source of a kept version said."""
     used = select(StepRow.reused_step_id).where(
         StepRow.reused_step_id.is_not(None), StepRow.finished_at >= DatabaseNow() - older_than_s
     )
-    return and_(_before(RememberedRow.created_at, older_than_s), RememberedRow.step_id.not_in(used))
+    sources = _sources_of_versions().where(StepRow.artifact_digest.is_not(None))
+    is_of_version = and_(RememberedRow.kind == StepKind.REFERENCE, RememberedRow.artifact_digest.in_(sources))
+    is_kept = or_(RememberedRow.step_id.in_(used), func.coalesce(is_of_version, false()))
+    return and_(_before(RememberedRow.created_at, older_than_s), ~is_kept)
 
 
 def _is_old_attempt(older_than_s: float) -> ColumnElement[bool]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, ExceptionContext, Float, create_engine, event
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, Float, create_engine, event, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -74,6 +74,11 @@ def _now_sqlite(element: Any, compiler: Any, **options: Any) -> str:
 @compiles(DatabaseNow, "postgresql")
 def _now_postgresql(element: Any, compiler: Any, **options: Any) -> str:
     return "extract(epoch from clock_timestamp())::double precision"
+
+
+def seconds_now(session: Session) -> float:
+    """Seconds since 1970 by the database's clock."""
+    return session.scalars(select(DatabaseNow())).one()
 
 
 class Database:

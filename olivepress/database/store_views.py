@@ -1,9 +1,11 @@
-"""Which families the artifacts of the store belong to."""
+"""Which families the artifacts of the store belong to, and who writes to it now."""
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from olivepress.database.tables import VersionRow
+from olivepress.database.sessions import DatabaseNow
+from olivepress.database.tables import LeaseRow, VersionRow
+from olivepress.database.workers import SCHEDULER_LEASE, alive
 
 
 def families(session: Session) -> dict[str, str]:
@@ -13,3 +15,11 @@ def families(session: Session) -> dict[str, str]:
     for artifact, package, family in session.execute(query):
         found |= {artifact: family, package: family}
     return found
+
+
+def who_writes(session: Session) -> list[str]:
+    """The living parts of the stack that may write to the store, in words; the API only reads."""
+    leads = select(LeaseRow.holder).where(LeaseRow.name == SCHEDULER_LEASE, LeaseRow.expires_at > DatabaseNow())
+    found = ["a scheduler"] if session.scalar(leads) is not None else []
+    count = len(alive(session))
+    return found + ([f"{count} workers" if count > 1 else "a worker"] if count else [])

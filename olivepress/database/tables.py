@@ -1,8 +1,8 @@
 """All tables. Times are seconds since 1970 by the database's clock; JSON columns hold plain JSON values.
 
 batches 1─n jobs 1─n steps 1─n attempts          remembered: step key -> result
-models 1─n versions, models 1─n aliases n─1 versions
-prompt_sets, workers, leases, learned_costs, recipes stand alone
+models 1─n versions, models 1─n aliases n─1 versions, models 1─n alias_moves
+prompt_sets, calibrations, workers, leases, learned_costs, recipes, signing_keys, quotas stand alone
 """
 
 import re
@@ -91,14 +91,26 @@ class PromptSetRow(Table):
     prompts: Mapped[list[Any]]
 
 
+class CalibrationRow(Table):
+    """A team's calibration text, kept once however many jobs quantize with it."""
+
+    __tablename__ = "calibrations"
+
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    entries: Mapped[list[Any]]
+
+
 class JobRow(Table):
-    """One checkpoint and one recipe."""
+    """One checkpoint and one recipe, or a ladder of recipes, of which it is on one at a time."""
 
     __tablename__ = "jobs"
     __table_args__ = (NEVER_REUSED,)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     batch_id: Mapped[int] = mapped_column(ForeignKey("batches.id"), index=True)
+    kind: Mapped[str]
+    subject_version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"))
+    """The version that it measures again."""
     team: Mapped[str]
     checkpoint_name: Mapped[str]
     checkpoint_path: Mapped[str]
@@ -112,8 +124,16 @@ class JobRow(Table):
     chat_template: Mapped[str | None]
     """The file whose template is meant, where the checkpoint has two that differ."""
     prompts_digest: Mapped[str | None] = mapped_column(ForeignKey("prompt_sets.digest"))
+    calibration_digest: Mapped[str | None] = mapped_column(ForeignKey("calibrations.digest"))
+    soak: Mapped[Json | None]
+    ladder: Mapped[list[Any] | None]
+    """Every rung as {"recipe": its recipe, "suffix": what the model's name then ends with}; None: one recipe."""
+    rung: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
+    """The place in the ladder of the recipe that it is on; `recipe` and `model_name` are that rung's."""
     priority: Mapped[int]
     is_fresh: Mapped[bool]
+    predicted_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """What it is going to publish, roughly; None: the team had no quota of bytes when it was submitted."""
     state: Mapped[str] = mapped_column(index=True)
     cancel_requested: Mapped[bool]
     error_class: Mapped[str | None]
@@ -147,6 +167,8 @@ class StepRow(Table):
     job_id: Mapped[int] = mapped_column(ForeignKey("jobs.id"))
     kind: Mapped[str]
     position: Mapped[int]
+    rung: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))
+    """The rung of its job's ladder that it belongs to; what all rungs share has 0."""
     state: Mapped[str]
     team: Mapped[str]
     pool: Mapped[str | None]
@@ -232,10 +254,21 @@ class ModelRow(Table):
 
 
 class VersionRow(Table):
-    """A numbered, immutable artifact of a model with its report and provenance."""
+    """A numbered, immutable artifact of a model with its report and provenance; a deleted one's row stays for ever."""
 
     __tablename__ = "versions"
-    __table_args__ = (UniqueConstraint("model_id", "number"), UniqueConstraint("model_id", "package_digest"))
+    __table_args__ = (
+        UniqueConstraint("model_id", "number"),
+        # What was deleted may be published again, as another version.
+        Index(
+            "uq_versions_kept_package",
+            "model_id",
+            "package_digest",
+            unique=True,
+            sqlite_where=text("deleted_at IS NULL"),
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
@@ -246,10 +279,24 @@ class VersionRow(Table):
     recipe_name: Mapped[str]
     precision: Mapped[str]
     family: Mapped[str]
-    job_id: Mapped[int]
+    job_id: Mapped[int | None]
+    """None: it was not made here."""
+    verdict: Mapped[str]
     report: Mapped[Json]
     provenance: Mapped[Json]
     created_at: Mapped[float]
+    flags: Mapped[Json]
+    """Why no alias should point to it: `registry.VersionFlag` -> {"reason", "flagged_at"}."""
+    deprecated_at: Mapped[float | None]
+    deprecated_by: Mapped[str | None]
+    deprecated_reason: Mapped[str | None]
+    successor: Mapped[str | None]
+    """What to use instead, as NAME, NAME:3 or NAME@production."""
+    deleted_at: Mapped[float | None]
+    deleted_by: Mapped[str | None]
+    deleted_reason: Mapped[str | None]
+    files_until: Mapped[float | None]
+    """Of a deleted one: until then it can be undeleted, and its files stay."""
 
 
 class AliasRow(Table):
@@ -261,6 +308,27 @@ class AliasRow(Table):
     name: Mapped[str] = mapped_column(primary_key=True)
     version_id: Mapped[int] = mapped_column(ForeignKey("versions.id"))
     moved_at: Mapped[float]
+
+
+class AliasMoveRow(Table):
+    """One move of an alias. Rows are only added."""
+
+    __tablename__ = "alias_moves"
+    __table_args__ = (Index("ix_alias_moves_of_alias", "model_id", "alias", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("models.id"))
+    alias: Mapped[str]
+    cause: Mapped[str]
+    """`registry.MoveCause`."""
+    from_version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"))
+    to_version_id: Mapped[int | None] = mapped_column(ForeignKey("versions.id"))
+    """None: the alias is gone."""
+    moved_at: Mapped[float]
+    moved_by: Mapped[str]
+    reason: Mapped[str | None]
+    overridden: Mapped[list[Any]]
+    """What spoke against the move and was overridden, in plain words."""
 
 
 class WorkerRow(Table):
@@ -322,6 +390,32 @@ class RecipeRow(Table):
     created_at: Mapped[float]
     removed_at: Mapped[float | None]
     """Removed ones are not offered any more, stay readable, and keep their numbers."""
+
+
+class SigningKeyRow(Table):
+    """The public half of a key that published versions were signed with. It stays known for ever."""
+
+    __tablename__ = "signing_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    public_key: Mapped[str]
+    """Its 32 bytes in base64."""
+    created_at: Mapped[float]
+    endorsed_by: Mapped[str | None]
+    """The key before it, and that key's signature of this one in base64; None: the first."""
+    endorsement: Mapped[str | None]
+
+
+class QuotaRow(Table):
+    """What a team may have; None: as much as it likes."""
+
+    __tablename__ = "quotas"
+
+    team: Mapped[str] = mapped_column(primary_key=True)
+    max_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    max_versions: Mapped[int | None]
+    max_jobs: Mapped[int | None]
+    updated_at: Mapped[float]
 
 
 class LeaseRow(Table):

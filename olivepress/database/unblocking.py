@@ -4,19 +4,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from olivepress import jobs
-from olivepress.database import costs
+from olivepress.database import costs, rungs
 from olivepress.database.sessions import DatabaseNow
-from olivepress.database.tables import JobRow, PromptSetRow, RememberedRow, StepRow
+from olivepress.database.tables import CalibrationRow, JobRow, PromptSetRow, RememberedRow, StepRow
 from olivepress.errors import GateFailed
 from olivepress.gates import Verdict
-from olivepress.jobs import StepKind, StepState
+from olivepress.jobs import JobKind, StepKind, StepState
 from olivepress.recipes import Recipe
 from olivepress.settings import DEFAULT_POOL
-from olivepress.steps import Done, JobFacts, StepResult, key_of
+from olivepress.steps import ONCE_A_JOB, Done, JobFacts, StepResult, key_of
 
 # Whether the store still has an artifact whole, by its digest.
 HasArtifact = Callable[[str], bool]
@@ -44,7 +44,12 @@ def job_facts(session: Session, job_id: int) -> JobFacts:
     """What the steps of a job need to know of it."""
     job = session.get_one(JobRow, job_id)
     prompts = session.get_one(PromptSetRow, job.prompts_digest).prompts if job.prompts_digest else []
+    text = session.get_one(CalibrationRow, job.calibration_digest).entries if job.calibration_digest else None
     return JobFacts(
+        kind=JobKind(job.kind),
+        calibration=text,
+        calibration_digest=job.calibration_digest,
+        soak=job.soak,
         batch_id=job.batch_id,
         checkpoint_path=job.checkpoint_path,
         base_path=job.base_path,
@@ -56,9 +61,14 @@ def job_facts(session: Session, job_id: int) -> JobFacts:
 
 
 def done_steps(session: Session, job_id: int) -> Done:
-    """The results of a job's succeeded steps."""
-    rows = session.scalars(select(StepRow).where(StepRow.job_id == job_id, StepRow.state == StepState.SUCCEEDED))
-    return {StepKind(row.kind): StepResult(row.result or {}, row.artifact_digest) for row in rows}
+    """The results of a job's succeeded steps, of its ladder those of the rung that it is on."""
+    query = (
+        select(StepRow)
+        .join(JobRow, JobRow.id == StepRow.job_id)
+        .where(StepRow.job_id == job_id, StepRow.state == StepState.SUCCEEDED)
+        .where(or_(StepRow.rung == JobRow.rung, StepRow.kind.in_(ONCE_A_JOB)))
+    )
+    return {StepKind(row.kind): StepResult(row.result or {}, row.artifact_digest) for row in session.scalars(query)}
 
 
 def recall(session: Session, key: str, has_artifact: HasArtifact) -> RememberedRow | None:
@@ -70,30 +80,52 @@ def recall(session: Session, key: str, has_artifact: HasArtifact) -> RememberedR
 
 
 def advance(session: Session, job_id: int, offer: Offer, has_artifact: HasArtifact) -> None:
-    """Unblock the next step of a job: from memory as far as the keys are known, then queued."""
+    """Unblock the next step of a job: from memory as far as the keys are known, then queued.
+
+    Where gates failed, those of the ladder's next rung; without one the job has failed.
+    """
+    session.flush()
     job = session.get_one(JobRow, job_id)
-    facts, done = job_facts(session, job_id), done_steps(session, job_id)
-    blocked = session.scalars(
-        select(StepRow)
-        .where(StepRow.job_id == job_id, StepRow.state == StepState.BLOCKED)
-        .order_by(StepRow.id)
-        .with_for_update()
-    ).all()
-    for row in blocked:
-        kind = StepKind(row.kind)
-        is_waiting = any(before not in done for before in jobs.STEP_ORDER[: row.position])
-        if is_waiting or _stopped_by_gate(session, job, done):
+    while True:
+        facts, done = job_facts(session, job_id), dict(done_steps(session, job_id))
+        _queue_next(session, job, facts, done, offer, has_artifact)
+        failed = failed_gates(done)
+        if not failed or job.cancel_requested or not rungs.climb(session, job):
             break
+    if failed and not job.cancel_requested:
+        _fail_by_gates(session, job, failed)
+    session.flush()
+    refresh_job(session, job_id)
+
+
+def _queue_next(
+    session: Session,
+    job: JobRow,
+    facts: JobFacts,
+    done: dict[StepKind, StepResult],
+    offer: Offer,
+    has_artifact: HasArtifact,
+) -> None:
+    """Queue the job's next step that memory does not answer; `done` takes in what memory did."""
+    is_ours = StepRow.job_id == job.id
+    blocked = session.scalars(
+        select(StepRow).where(is_ours, StepRow.state == StepState.BLOCKED).order_by(StepRow.id).with_for_update()
+    ).all()
+    for row in sorted(blocked, key=lambda row: row.position):
+        kind = StepKind(row.kind)
+        session.flush()
+        before = select(StepRow.id).where(
+            is_ours, StepRow.position < row.position, StepRow.state != StepState.SUCCEEDED
+        )
+        if session.scalar(before.limit(1)) is not None or failed_gates(done):
+            return
         fingerprint = offer.fingerprint_for(kind)
         row.key, row.fingerprint = key_of(kind, facts, done, fingerprint or ""), fingerprint
         known = recall(session, row.key, has_artifact) if row.key else None
         if known is None or (job.is_fresh and kind is StepKind.VALIDATE):
             _queue(session, row, facts.recipe, done)
-            break
+            return
         done[kind] = _remembered(session, row, known)
-    _stopped_by_gate(session, job, done)
-    session.flush()
-    refresh_job(session, job_id)
 
 
 def rekey(session: Session, row: StepRow, offer: Offer, has_artifact: HasArtifact) -> None:
@@ -167,17 +199,21 @@ def _move(row: StepRow, new: StepState) -> None:
     row.state = new
 
 
-def _stopped_by_gate(session: Session, job: JobRow, done: Done) -> bool:
-    """True if the artifact was measured and is not good enough: the job ends with the gates that failed."""
+def failed_gates(done: Done) -> list[dict[str, Any]]:
+    """The gates that the validated artifact did not pass; empty also where it was not measured yet."""
     validated = done.get(StepKind.VALIDATE)
     if validated is None or validated.result["verdict"] == Verdict.PASSED:
-        return False
-    failed = [gate for gate in validated.result["report"]["gates"] if gate["verdict"] == Verdict.FAILED]
+        return []
+    return [gate for gate in validated.result["report"]["gates"] if gate["verdict"] == Verdict.FAILED]
+
+
+def _fail_by_gates(session: Session, job: JobRow, failed: list[dict[str, Any]]) -> None:
+    """The artifact was measured and is not good enough: the job ends with the gates that failed."""
+    tried = f" on the last of {len(job.ladder)} rungs ({job.recipe_name})" if job.ladder else ""
     job.error_class = GateFailed.__name__
-    job.error_message = "validate: gate failed: " + "; ".join(_gate_text(gate) for gate in failed)
+    job.error_message = f"validate: gate failed{tried}: " + "; ".join(_gate_text(gate) for gate in failed)
     session.flush()
     cancel_waiting(session, job.id)
-    return True
 
 
 def _gate_text(gate: dict[str, Any]) -> str:

@@ -7,25 +7,14 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, case, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
+from olivepress.database import rungs
+from olivepress.database.figures import FIGURES, figures_of, figures_view
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import AttemptRow, BatchRow, JobRow, Json, LeaseRow, StepRow, VersionRow, WorkerRow
 from olivepress.database.workers import ALIVE_FOR_S, SCHEDULER_LEASE, alive
 from olivepress.errors import NotFound
 from olivepress.jobs import FINAL_JOB_STATES, JobState, StepKind, StepState, batch_state
 from olivepress.placement import Need, why_nowhere
-
-# Sizes are read as floats: PostgreSQL's integer ends at 2 GiB, a float is exact up to 2^53.
-_FIGURES: dict[str, tuple[str, ...]] = {
-    "source_size_bytes": ("source_size_bytes",),
-    "size_bytes": ("size_bytes",),
-    "peak_rss_bytes": ("peak_rss_bytes",),
-    "tokens_per_s": ("tokens_per_s", "median"),
-    "first_token_ms": ("first_token_ms", "median"),
-    "prompts_total": ("prompts", "total"),
-    "prompts_with_expectation": ("prompts", "with_expectation"),
-    "prompts_passed": ("prompts", "passed"),
-}
-_WHOLE = frozenset(_FIGURES) - {"tokens_per_s", "first_token_ms"}
 
 
 @dataclass(frozen=True)
@@ -105,12 +94,15 @@ def job(session: Session, job_id: int) -> Json:
         }
         for summary, row in zip(found[0]["steps"], rows, strict=True)
     ]
-    results = {row.kind: row.result or {} for row in rows}
+    # Of a ladder the rung that it is on comes last.
+    results = {row.kind: row.result or {} for row in rows if row.result is not None}
+    ingested, validated = results.get(StepKind.INGEST, {}), results.get(StepKind.VALIDATE, {})
+    report = validated.get("report")
     return found[0] | {
         "recipe_settings": session.scalars(select(JobRow.recipe).where(JobRow.id == job_id)).one(),
         "steps": steps,
-        "ingested": {key: value for key, value in results[StepKind.INGEST].items() if key != "files"} or None,
-        "report": results[StepKind.VALIDATE].get("report"),
+        "ingested": {key: value for key, value in ingested.items() if key != "files"} or None,
+        "report": report | {"rungs": rungs.tried(session, job_id)} if report else None,
     }
 
 
@@ -166,19 +158,6 @@ def scheduler_lease(session: Session) -> Json:
     if row is None:
         return {"alive": False, "holder": None, "expires_at": None}
     return {"alive": row.expires_at > now, "holder": row.holder, "expires_at": row.expires_at}
-
-
-def figures_of(report: Any, prefix: tuple[str, ...] = ()) -> list[ColumnElement[Any]]:
-    """The figures that tables show, as labelled columns read from a JSON column that holds a report."""
-    figures = [report[(*prefix, *path)].as_float().label(name) for name, path in _FIGURES.items()]
-    return [*figures, report[(*prefix, "certificate", "status")].as_string().label("certificate")]
-
-
-def figures_view(row: Any) -> Json:
-    """The figures of a row that has the columns of `figures_of`: bytes, ms, tokens per second; None if not measured."""
-    values = {name: getattr(row, name) for name in _FIGURES}
-    whole = {name: int(values[name]) for name in _WHOLE if values[name] is not None}
-    return values | whole | {"certificate": row.certificate}
 
 
 def _now(session: Session) -> float:
@@ -240,6 +219,9 @@ def _job_columns() -> Select[*tuple[Any, ...]]:
     return select(
         JobRow.id,
         JobRow.batch_id,
+        JobRow.kind,
+        JobRow.rung,
+        JobRow.ladder,
         JobRow.team,
         JobRow.checkpoint_name,
         JobRow.checkpoint_path,
@@ -264,6 +246,7 @@ def _step_columns() -> Select[*tuple[Any, ...]]:
         select(
             StepRow.job_id,
             StepRow.kind,
+            StepRow.rung,
             StepRow.state,
             StepRow.phase,
             StepRow.share,
@@ -290,7 +273,7 @@ def _job_figures(session: Session, condition: ColumnElement[bool]) -> dict[int, 
     ingested = select(StepRow.job_id, result["size_bytes"].as_float().label("size_bytes")).where(
         StepRow.kind == StepKind.INGEST, StepRow.state == StepState.SUCCEEDED, condition
     )
-    empty: Json = dict.fromkeys(_FIGURES) | {"certificate": None}
+    empty: Json = dict.fromkeys(FIGURES) | {"certificate": None}
     figures = {
         row.job_id: empty | {"source_size_bytes": int(row.size_bytes)}
         for row in session.execute(ingested)
@@ -299,6 +282,8 @@ def _job_figures(session: Session, condition: ColumnElement[bool]) -> dict[int, 
     measured = select(StepRow.job_id, *figures_of(result, ("report",))).where(
         StepRow.kind == StepKind.VALIDATE, StepRow.state == StepState.SUCCEEDED, condition
     )
+    # Of a ladder the last rung's replace those of the rungs before.
+    measured = measured.order_by(StepRow.job_id, StepRow.rung)
     return figures | {row.job_id: figures_view(row) for row in session.execute(measured)}
 
 
@@ -307,11 +292,14 @@ def _job_view(row: Any, steps: list[Json], now: float) -> Json:
     return {
         "id": row.id,
         "batch_id": row.batch_id,
+        "kind": row.kind,
         "team": row.team,
         "name": row.checkpoint_name,
         "path": row.checkpoint_path,
         "base": row.base_path,
         "recipe": row.recipe_name,
+        "rung": row.rung,
+        "ladder": [rung["recipe"]["name"] for rung in row.ladder or ()],
         "model": row.model_name,
         "version": f"{row.model_name}:{row.version_number}" if row.version_number is not None else None,
         "alias": row.alias,
@@ -331,6 +319,7 @@ def _job_view(row: Any, steps: list[Json], now: float) -> Json:
 def _step_view(row: Any, now: float, nowhere: str | None) -> Json:
     return {
         "kind": row.kind,
+        "rung": row.rung,
         "state": row.state,
         "phase": row.phase,
         "share": row.share,

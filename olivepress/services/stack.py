@@ -29,7 +29,8 @@ from olivepress.database.sessions import Database
 from olivepress.errors import ServiceUnavailable, TransientError
 from olivepress.services import redis as embedded_redis
 from olivepress.services.flower import USER as FLOWER_USER
-from olivepress.settings import Settings
+from olivepress.settings import SIGNING_KEY_FILE, Settings
+from olivepress.signing import SigningKey
 
 SERVER_FILE = "server.json"
 START_WITHIN_S = 60.0
@@ -38,6 +39,7 @@ RESTARTS_IN_A_ROW = 5
 STABLE_AFTER_S = 60.0
 # All services at once, then Redis: they stop without noise while it is there.
 STOP_LAST = "redis"
+SIGNING_KEY_VARIABLE = "OLIVEPRESS_SIGNING_KEY_FILE"
 
 
 class PartDied(TransientError):
@@ -51,6 +53,8 @@ class Part:
     name: str
     command: list[str]
     log_file: Path
+    secrets: dict[str, str] = field(default_factory=dict)
+    """Variables that no other part is given."""
     process: "subprocess.Popen[bytes] | None" = None
     started_at: float = 0.0
     restarts: int = 0
@@ -136,7 +140,7 @@ class Stack:
         for name in ("run", "logs", "store", "workspaces"):
             (data_dir / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._closing.enter_context(_only_one(data_dir))
-        key_file = data_dir / "admin-key"
+        admin_key_file = data_dir / "admin-key"
         password_file = data_dir / "flower-password"
         redis_password = _secret(data_dir / "run" / "redis-password")
         api_port = _free_port("api", self._settings.api_port)
@@ -144,10 +148,14 @@ class Stack:
         socket_file = embedded_redis.socket_path(data_dir)
         if not socket_file.is_relative_to(data_dir):
             self._closing.callback(shutil.rmtree, socket_file.parent, ignore_errors=True)
-        environment = os.environ | {
+        key_file = self._settings.signing_key_file or data_dir / SIGNING_KEY_FILE
+        if not self._settings.signing_key_file:
+            SigningKey.load_or_create(key_file)
+        inherited = {name: value for name, value in os.environ.items() if name != SIGNING_KEY_VARIABLE}
+        environment = inherited | {
             "OLIVEPRESS_DATA_DIR": str(data_dir),
             "OLIVEPRESS_REDIS_URL": embedded_redis.url(socket_file, redis_password),
-            "OLIVEPRESS_ADMIN_KEY": _secret(key_file),
+            "OLIVEPRESS_ADMIN_KEY": _secret(admin_key_file),
             "OLIVEPRESS_FLOWER_PASSWORD": _secret(password_file),
             "OLIVEPRESS_API_PORT": str(api_port),
             "OLIVEPRESS_FLOWER_PORT": str(flower_port),
@@ -157,7 +165,7 @@ class Stack:
         self._environment = environment
         self._access = Access(
             url=f"http://127.0.0.1:{api_port}",
-            admin_key_file=str(key_file),
+            admin_key_file=str(admin_key_file),
             flower_url=f"http://127.0.0.1:{flower_port}",
             flower_user=FLOWER_USER,
             flower_password_file=str(password_file),
@@ -172,15 +180,15 @@ class Stack:
         self._add_service("scheduler")
         # The worker's imports keep two cores busy for a while: what people wait for comes first.
         self._wait_for("api", lambda: _http_answers(f"{self._access.url}/healthz"))
-        self._add_service("worker")
+        self._add_service("worker", {SIGNING_KEY_VARIABLE: str(key_file)})
         self._add_service("flower")
         self._closing.enter_context(_server_file(data_dir / SERVER_FILE, self._access))
 
-    def _add_service(self, name: str) -> None:
-        self._add(name, [sys.executable, "-m", "olivepress", "service", name])
+    def _add_service(self, name: str, secrets: dict[str, str] | None = None) -> None:
+        self._add(name, [sys.executable, "-m", "olivepress", "service", name], secrets)
 
-    def _add(self, name: str, command: list[str]) -> None:
-        part = Part(name, command, self._data_dir / "logs" / f"{name}.log")
+    def _add(self, name: str, command: list[str], secrets: dict[str, str] | None = None) -> None:
+        part = Part(name, command, self._data_dir / "logs" / f"{name}.log", secrets or {})
         self._parts[name] = part
         self._launch(part)
 
@@ -189,7 +197,7 @@ class Stack:
         with part.log_file.open("ab") as log:
             part.process = subprocess.Popen(
                 [*launcher, *part.command],
-                env=self._environment,
+                env=self._environment | part.secrets,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -8,13 +8,16 @@ directory.py   the store as a directory; safe with many writers and a kill at an
 cloning.py     lays out files without a copy where the file system can
 bucket.py      the store as an S3-compatible bucket
 collecting.py  removes what nothing refers to from a directory, bucket_collecting.py from a bucket
+keeping.py     a store's parts one by one, for whoever looks after it; bucket_keeping.py for a bucket
+checking.py    finds damage; healing.py puts right what it can
+moving.py      copies a store into another one
 opening.py     the store that the settings name
 durable.py     files that appear whole or not at all
 """
 
 from olivepress.store.directory import DirectoryStore
 from olivepress.store.manifest import Chunk, FileEntry, Manifest
-from olivepress.store.opening import collector_of, open_store
+from olivepress.store.opening import collector_of, keeper_of, open_store, store_at
 from olivepress.store.protocol import Share, Store, StoreStats
 
 __all__ = [
@@ -26,5 +29,7 @@ __all__ = [
     "Store",
     "StoreStats",
     "collector_of",
+    "keeper_of",
     "open_store",
+    "store_at",
 ]

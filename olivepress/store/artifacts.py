@@ -7,7 +7,7 @@ import secrets
 import shutil
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ R = TypeVar("R")
 
 # What both kinds say of damage: the step that made the artifact makes it again.
 _ANEW = "submit the checkpoint again: then it is written anew."
+_CHECK = "Run `olivepress store check --repair`: it heals this, or says what is lost."
 
 
 class ArtifactStore(ABC):
@@ -47,12 +48,28 @@ class ArtifactStore(ABC):
         """Where it is, for messages."""
 
     @abstractmethod
+    def has(self, digest: str) -> bool:
+        """See `Store.has`."""
+
+    @abstractmethod
+    def free_bytes(self) -> int | None:
+        """See `Store.free_bytes`."""
+
+    @abstractmethod
+    def sweep_temporary(self, older_than_s: float) -> int:
+        """See `Store.sweep_temporary`."""
+
+    @abstractmethod
     def place_of_chunk(self, sha256: str) -> str:
         """Where a chunk lies, for messages."""
 
     @abstractmethod
     def place_of_manifest(self, digest: str) -> str:
         """Where a manifest lies, for messages."""
+
+    @abstractmethod
+    def is_quarantined(self, sha256: str) -> bool:
+        """Whether a check found this chunk damaged and took it out of use."""
 
     @abstractmethod
     def chunk_sizes(self) -> Iterator[int]:
@@ -86,7 +103,7 @@ class ArtifactStore(ABC):
         """Stores the manifest of chunks that are all there and renewed."""
 
     @abstractmethod
-    def _room_is_named(self, needed_bytes: int) -> AbstractContextManager[None]:
+    def room_is_named(self, needed_bytes: int) -> AbstractContextManager[None]:
         """Turns what writing raises when there is no room into DiskFull."""
 
     def put_directory(self, source: Path, on_progress: Progress | None = None) -> Manifest:
@@ -94,7 +111,7 @@ class ArtifactStore(ABC):
         files = source_files(source)
         total_bytes = sum(file.size_bytes for file in files)
         done_bytes = 0
-        with self._room_is_named(total_bytes):
+        with self.room_is_named(total_bytes):
             pieces = (piece for file in files for piece in read_pieces(file))
             for file, chunk in in_order(self._put_piece, pieces, self.threads):
                 file.chunks.append(chunk)
@@ -110,14 +127,14 @@ class ArtifactStore(ABC):
     def put_chunk(self, content: bytes) -> Chunk:
         """See `Store.put_chunk`."""
         chunk = Chunk(sha256_of(content), len(content))
-        with self._room_is_named(len(content)):
+        with self.room_is_named(len(content)):
             if not self._has_chunk(chunk):
                 self._write_chunk(chunk, content)
         return chunk
 
     def put_manifest(self, manifest: Manifest) -> Manifest:
         """See `Store.put_manifest`."""
-        with self._room_is_named(len(manifest.to_json())):
+        with self.room_is_named(len(manifest.to_json())):
             for absent in self._renew_all(manifest.digest, manifest.chunks()):
                 raise BadArtifact(
                     f"The store {self.name} lacks chunk {absent.sha256}, of which the new artifact consists. "
@@ -145,8 +162,7 @@ class ArtifactStore(ABC):
             ) from None
         if sha256_of(content) != digest:
             raise BadArtifact(
-                f"The manifest of artifact {digest} is damaged: {self.place_of_manifest(digest)}. "
-                f"Delete this file and {_ANEW}"
+                f"The manifest of artifact {digest} is damaged: {self.place_of_manifest(digest)}. {_CHECK}"
             )
         return Manifest.parse(content)
 
@@ -173,7 +189,7 @@ class ArtifactStore(ABC):
     def open_file(self, digest: str, path: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         """See `Store.open_file`."""
         file = self.manifest(digest).file(path)
-        return self._part(file, start, file.size_bytes if end is None else min(end, file.size_bytes))
+        return self.read_range(file, start, file.size_bytes if end is None else min(end, file.size_bytes))
 
     def stats(self) -> StoreStats:
         """See `Store.stats`."""
@@ -207,7 +223,8 @@ class ArtifactStore(ABC):
             self._write_chunk(chunk, piece.content)
         return piece.file, chunk
 
-    def _part(self, file: FileEntry, start: int, end: int) -> Iterator[bytes]:
+    def read_range(self, file: FileEntry, start: int, end: int) -> Iterator[bytes]:
+        """The bytes of a file from `start` up to `end`, verified chunk by chunk. Raises: BadArtifact."""
         offset = 0
         for chunk in file.chunks:
             if offset + chunk.size_bytes > start and offset < end:
@@ -221,14 +238,13 @@ class ArtifactStore(ABC):
         try:
             content = self._load_chunk(chunk.sha256)
         except FileNotFoundError:
+            why = " (it was found damaged and lies in quarantine)" if self.is_quarantined(chunk.sha256) else ""
             raise BadArtifact(
-                f"File '{file_path}' cannot be read from the store: its chunk is missing, {place}. "
-                f"Restore it from a backup, or {_ANEW}"
+                f"File '{file_path}' cannot be read from the store: its chunk is missing{why}, {place}. {_CHECK}"
             ) from None
         if sha256_of(content) != chunk.sha256:
             raise BadArtifact(
-                f"File '{file_path}' cannot be read from the store: its chunk is damaged, {place}. "
-                f"Delete this chunk and {_ANEW}"
+                f"File '{file_path}' cannot be read from the store: its chunk is damaged, {place}. {_CHECK}"
             )
         return content
 
@@ -255,7 +271,7 @@ class Place:
     offset: int
 
 
-def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R, None, None]:
     """Results of `work` for each item, in order, by a few threads. Items are taken as they are needed, two ahead."""
     pending: deque[Future[R]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="store") as pool:

@@ -5,6 +5,8 @@
     renewals/random.json         what a writer relies on: see `bucket_collecting.py`
     trash/cutoff-random.json     what a collector is about to remove: see there
     clock/random                 written and removed to read the bucket's clock
+    quarantine/abcdef…/random    what was found damaged and taken out of use (bucket_keeping.py)
+    check.json                   how far a check has come
 
 An object appears whole or not at all, and everybody sees it at once: this needs a service that is strongly consistent,
 as AWS S3, MinIO, Ceph and R2 are. A manifest is written after all of its chunks.
@@ -25,7 +27,7 @@ from olivepress.store.artifacts import ArtifactStore, in_order
 from olivepress.store.bucket_objects import Bucket, Seen
 from olivepress.store.manifest import Chunk, Manifest, is_sha256
 
-CHUNKS, MANIFESTS, RENEWALS, TRASH = "chunks", "manifests", "renewals", "trash"
+CHUNKS, MANIFESTS, RENEWALS, TRASH, QUARANTINE = "chunks", "manifests", "renewals", "trash", "quarantine"
 LOOK_AGAIN_AFTER_S = 0.5
 # A collector needs seconds for what it has announced; one that was killed is gone on with an hour later.
 COLLECTOR_WAIT_S = 20.0
@@ -77,6 +79,10 @@ class BucketStore(ArtifactStore):
     def place_of_manifest(self, digest: str) -> str:
         """Its URL."""
         return f"{self.name}/{manifest_key(digest)}"
+
+    def is_quarantined(self, sha256: str) -> bool:
+        """Whether a check found this chunk damaged and took it out of use."""
+        return any(True for _ in self.bucket.below(f"{QUARANTINE}/{sha256}"))
 
     def chunk_sizes(self) -> Iterator[int]:
         """The sizes in bytes of all chunks."""
@@ -145,7 +151,7 @@ class BucketStore(ArtifactStore):
                 self.bucket.write(key, content)
         return manifest
 
-    def _room_is_named(self, needed_bytes: int) -> AbstractContextManager[None]:
+    def room_is_named(self, needed_bytes: int) -> AbstractContextManager[None]:
         return nullcontext()  # a bucket grows
 
 

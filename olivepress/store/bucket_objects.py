@@ -148,10 +148,10 @@ class Bucket:
             return None
         return Seen(key, meta["size"], _ns(meta["last_modified"].timestamp()))
 
-    def below(self, folder: str) -> Iterator[Seen]:
-        """The objects below a folder, such as "chunks"."""
+    def below(self, folder: str, after: str | None = None) -> Iterator[Seen]:
+        """The objects below a folder, such as "chunks", by name; only those whose keys come after this one."""
         with self._named("read"):
-            for some in self._objects.list(f"{folder}/"):
+            for some in self._objects.list(f"{folder}/", offset=after):
                 for meta in some:
                     yield Seen(meta["path"], meta["size"], _ns(meta["last_modified"].timestamp()))
 

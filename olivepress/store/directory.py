@@ -4,6 +4,8 @@
     manifests/ab/abcdef….json   an artifact's manifest, named by its SHA-256
     tmp/host-pid-random         a file that a writer has begun; what a dead writer leaves lies only here
     trash/cutoff-random/…       what nothing refers to any more, until it is removed (collecting.py)
+    quarantine/abcdef….random   what was found damaged and taken out of use (keeping.py)
+    check.json                  how far a check has come
 
 A file is written under a name in tmp/, brought to the disk, and renamed. A manifest is written after all of its
 chunks have reached the disk, so an artifact that can be seen is complete.
@@ -67,6 +69,10 @@ class DirectoryStore(ArtifactStore):
         """Its path."""
         return str(self.places.manifest(digest))
 
+    def is_quarantined(self, sha256: str) -> bool:
+        """Whether a check found this chunk damaged and took it out of use."""
+        return any(self.places.quarantine.glob(f"{sha256}.*"))
+
     def chunk_sizes(self) -> Iterator[int]:
         """The sizes in bytes of all chunks."""
         return (file.size_bytes for file in self.places.chunks())
@@ -124,5 +130,5 @@ class DirectoryStore(ArtifactStore):
         except FileNotFoundError:  # taken out between the two; a copy in its place does no harm
             return False
 
-    def _room_is_named(self, needed_bytes: int) -> AbstractContextManager[None]:
+    def room_is_named(self, needed_bytes: int) -> AbstractContextManager[None]:
         return full_disk_is_named(self.root, needed_bytes)

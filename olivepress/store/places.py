@@ -48,9 +48,14 @@ class Places:
         """Files that the collector took out; see `collecting.py`."""
         return self.root / "trash"
 
+    @property
+    def quarantine(self) -> Path:
+        """Damaged files that were taken out of use; see `keeping.py`."""
+        return self.root / "quarantine"
+
     def make(self) -> None:
         """Makes the directories that are missing."""
-        for directory in (self.root / "chunks", self.root / "manifests", self.tmp, self.trash):
+        for directory in (self.root / "chunks", self.root / "manifests", self.tmp, self.trash, self.quarantine):
             directory.mkdir(parents=True, exist_ok=True)
 
     def chunk(self, sha256: str) -> Path:

@@ -28,6 +28,7 @@ from olivepress.queues import task_name
 from olivepress.services.flower import USER
 from tests.doubles.orders import write_checkpoint
 from tests.doubles.services import ADMIN_KEY, Service, double, environment, product, wait_for_api
+from tests.integration.database_cases import DEFAULT_STEPS
 from tests.redis_server import RedisServer, free_port, redis_server
 from tests.stack_cases import wait_until
 
@@ -195,7 +196,9 @@ def test_every_worker_is_shown_by_its_pool_and_host(stack: Stack) -> None:
 
 def test_every_task_is_shown_as_what_it_does_to_which_checkpoint_by_which_recipe(stack: Stack, batch: Batch) -> None:
     expected = {
-        (task_name(kind), f"{name}, cpu-int4, job {job_id}") for name, job_id in batch.jobs.items() for kind in StepKind
+        (task_name(kind), f"{name}, cpu-int4, job {job_id}")
+        for name, job_id in batch.jobs.items()
+        for kind in DEFAULT_STEPS
     }
 
     def shown() -> set[tuple[str, str]]:

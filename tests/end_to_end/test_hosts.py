@@ -27,6 +27,7 @@ from olivepress.jobs import FINAL_JOB_STATES, AttemptOutcome, JobState, StepKind
 from olivepress.manifest import parse_manifest
 from tests.doubles.orders import Order, Orders, write_checkpoint
 from tests.doubles.services import ADMIN_KEY, Service, double, environment, product, wait_for_api
+from tests.integration.database_cases import DEFAULT_STEPS
 from tests.postgres import postgres_server
 from tests.redis_server import free_port, redis_server
 from tests.stack_cases import wait_until
@@ -302,7 +303,7 @@ def _see_it_work_again(hosts: Hosts, host: str) -> None:
         job_ids = [hosts.submit(Order(seconds=0.3)) for _ in range(2)]
         wait_until(lambda ids=job_ids: all(hosts.state(each) in FINAL_JOB_STATES for each in ids), 40)  # type: ignore[misc]
         assert {hosts.state(each) for each in job_ids} == {JobState.SUCCEEDED}
-        ran = [attempt for each in job_ids for kind in StepKind for attempt in hosts.attempts(each, kind)]
+        ran = [attempt for each in job_ids for kind in DEFAULT_STEPS for attempt in hosts.attempts(each, kind)]
         if any(hosts.host_of(each) == host and each.outcome == AttemptOutcome.SUCCEEDED for each in ran):
             return
     pytest.fail(f"{host} did no step within {REJOINED_WITHIN_S} s after its link came back")

@@ -1,4 +1,4 @@
-"""Runs the convert step by hand, and models in torch and in onnxruntime-genai."""
+"""Runs the convert and quantize steps by hand, and models in torch and in onnxruntime-genai."""
 
 import gc
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from olivepress.checkpoint_files import hash_file, relevant_files
 from olivepress.recipes import Recipe, recipe_named
-from workers.steps import convert
+from workers.steps import convert, quantize
 from workers.steps.context import StepContext
 
 # What was imported is no garbage: the collection in each conversion need not walk it (half of a tiny one's time).
@@ -35,17 +35,59 @@ def run_convert(
     workspace: Path,
     base: Path | None = None,
     report_progress: Callable[[str, float], None] = lambda phase, share: None,
+    **more: Any,
 ) -> dict[str, Any]:
-    """Convert into `workspace`/output and return the step's result."""
+    """Convert into `workspace`/output and return the step's result.
+
+    Args:
+        more: `inputs` of the step, and `calibration`.
+    """
+    context = _context(workspace, report_progress, more.get("inputs"))
+    return convert.run(_spec(source, recipe, base, more.get("calibration")), context)
+
+
+def run_quantize(
+    source: Path, recipe: Recipe, workspace: Path, base: Path | None = None, **more: Any
+) -> dict[str, Any]:
+    """Quantize into `workspace`/output and return the step's result; `more` as for `run_convert`."""
+    spec = _spec(source, recipe, base, more.get("calibration"))
+    spec |= {"quantize": recipe.quantize_options(), "on": recipe.quantizes}
+    context = _context(workspace, more.get("report_progress", lambda phase, share: None), more.get("inputs"))
+    return quantize.run(spec, context)
+
+
+def run_recipe(
+    source: Path, recipe: Recipe, workspace: Path, calibration: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """The steps that a recipe takes up to its model, which lies in `workspace`/output; the last one's result."""
+    first = workspace / "first"
+    if recipe.quantizes == "checkpoint":
+        run_quantize(source, recipe, first, calibration=calibration)
+        return run_convert(source, recipe, workspace, inputs={"checkpoint": first / "output"})
+    if recipe.quantizes == "onnx":
+        run_convert(source, recipe, first, calibration=calibration)
+        return run_quantize(source, recipe, workspace, inputs={"artifact": first / "output"})
+    return run_convert(source, recipe, workspace, calibration=calibration)
+
+
+def _context(
+    workspace: Path, report_progress: Callable[[str, float], None], inputs: dict[str, Path] | None
+) -> StepContext:
     for name in ("output", "scratch"):
         (workspace / name).mkdir(parents=True)
-    context = StepContext(
+    return StepContext(
         output=workspace / "output",
         scratch=workspace / "scratch",
         exclusive_lock=workspace / "lock",
+        inputs=inputs or {},
         report_progress=report_progress,
     )
-    spec = {
+
+
+def _spec(
+    source: Path, recipe: str | Recipe, base: Path | None, calibration: list[dict[str, Any]] | None
+) -> dict[str, Any]:
+    return {
         "path": str(source),
         "base": str(base) if base else None,
         "ingest": {
@@ -54,8 +96,8 @@ def run_convert(
             "base": {"files": _hashed_files(base)} if base else None,
         },
         "build": (recipe_named(recipe) if isinstance(recipe, str) else recipe).build_options(),
+        "calibration": calibration,
     }
-    return convert.run(spec, context)
 
 
 def _hashed_files(directory: Path) -> list[dict[str, Any]]:

@@ -15,9 +15,10 @@ from olivepress.database.steps import Claim
 from olivepress.database.tables import JobRow, StepRow
 from olivepress.database.unblocking import HasArtifact, Offer
 from olivepress.database.workers import WorkerFacts
-from olivepress.jobs import JobId, StepId, StepKind
+from olivepress.jobs import JobId, JobKind, StepId, StepKind
 from olivepress.manifest import parse_manifest
-from olivepress.steps import StepResult
+from olivepress.recipes import BUILT_IN, DEFAULT_RECIPE
+from olivepress.steps import StepResult, plan
 from olivepress.submission import submit
 from tests.postgres import PostgresServer
 
@@ -25,6 +26,7 @@ SQLITE, POSTGRESQL = "sqlite", "postgresql"
 # One suite for both: a test or a module with this mark runs on each of them.
 on_both_databases = pytest.mark.parametrize("database_kind", [SQLITE, POSTGRESQL], indirect=True)
 _numbers = count(1)
+DEFAULT_STEPS = plan(JobKind.CONVERT, BUILT_IN[DEFAULT_RECIPE])
 OFFER = Offer("worker-1", "toolchain", "toolchain-on-hardware")
 OTHER = Offer("worker-2", "toolchain", "toolchain-on-hardware")
 INGESTED = {
@@ -39,6 +41,8 @@ INGESTED = {
 RESULTS: dict[StepKind, StepResult] = {
     StepKind.INGEST: StepResult(INGESTED),
     StepKind.CONVERT: StepResult({"parity": {}, "notes": []}, "a" * 64),
+    StepKind.QUANTIZE: StepResult({"parity": {}, "notes": []}, "f" * 64),
+    StepKind.REFERENCE: StepResult({"positions": {}, "notes": []}, "e" * 64),
     StepKind.PACKAGE: StepResult({"prompt_template": None, "prompt_template_reason": None, "size_bytes": 1}, "b" * 64),
     StepKind.VALIDATE: StepResult({"verdict": "passed", "report": {"gates": []}}),
     StepKind.PUBLISH: StepResult({"model": "m", "number": 1}),
@@ -85,9 +89,10 @@ def worker_facts(slots: int = 1) -> WorkerFacts:
 
 
 def step_of(database: Database, job_id: int, kind: StepKind) -> StepRow:
-    """The row of one step as it is now."""
+    """The row of one step as it is now; on a ladder the last rung's."""
+    query = select(StepRow).where(StepRow.job_id == job_id, StepRow.kind == kind).order_by(StepRow.rung.desc()).limit(1)
     with database.read() as session:
-        return session.scalars(select(StepRow).where(StepRow.job_id == job_id, StepRow.kind == kind)).one()
+        return session.scalars(query).one()
 
 
 def job_of(database: Database, job_id: int) -> JobRow:
@@ -124,7 +129,7 @@ def succeed(
 
 def run_until(database: Database, job_id: int, last: StepKind) -> None:
     """Run a job's steps up to and with the given one."""
-    for kind in StepKind:
+    for kind in DEFAULT_STEPS:
         succeed(database, claimed(database, job_id, kind))
         if kind is last:
             return

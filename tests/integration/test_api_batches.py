@@ -135,7 +135,7 @@ class TestBatch:
         assert batch["counts"] == {"queued": 1, "running": 0, "succeeded": 1, "failed": 2, "cancelled": 0}
         jobs = {job["id"]: job for job in batch["jobs"]}
         assert jobs[good]["version"] == "a-int4:1"
-        assert step_states(jobs[good]) == ["succeeded"] * 5
+        assert step_states(jobs[good]) == ["succeeded"] * 6
         assert jobs[bad]["error_class"] == "BadCheckpoint"
         assert jobs[bad]["error_message"] == "ingest: /models/b has no config.json; copy the whole folder"
         assert step_states(jobs[bad]) == ["failed", *["cancelled"] * 4]
@@ -186,7 +186,7 @@ class TestBatch:
         mine = api.get(f"/v1/jobs/{second}")["steps"]
         theirs = api.get(f"/v1/jobs/{other_team}")["steps"]
 
-        reusable = ["convert", "package", "validate"]
+        reusable = ["convert", "package", "reference", "validate"]
         assert [step["kind"] for step in mine if step["reused"]] == reusable
         assert {step["reused_job"] for step in mine if step["reused"]} == {first}
         assert [step["kind"] for step in theirs if step["reused"]] == reusable

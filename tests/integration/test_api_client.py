@@ -17,6 +17,7 @@ from olivepress.database.tables import StepRow
 from olivepress.errors import BadManifest, NotAllowed, NotFound, UnknownRecipe
 from olivepress.jobs import StepKind
 from olivepress.manifest import parse_manifest
+from olivepress.pull import pull
 from olivepress.recipes import BUILT_IN
 from olivepress.registry import parse_reference
 from tests.integration.api_cases import (
@@ -67,7 +68,8 @@ class TestClient:
         publish_job(api, submitted["jobs"][0])
 
         batch = client.batch(submitted["id"])
-        version = client.download(parse_reference(batch["jobs"][0]["version"]), tmp_path / "m")
+        version = client.version(parse_reference(batch["jobs"][0]["version"]))
+        pull(client, version, tmp_path / "m")
 
         assert batch["state"] == "succeeded"
         assert {name: (tmp_path / "m" / name).read_bytes() for name in PACKAGE} == PACKAGE
@@ -90,9 +92,9 @@ class TestClient:
             chunk.write_bytes(b"x" * chunk.stat().st_size)
 
         with pytest.raises(Exception, match="damaged"):
-            client.download(parse_reference("m-int4"), tmp_path / "out" / "m")
+            pull(client, client.version(parse_reference("m-int4")), tmp_path / "out" / "m", sleep=lambda seconds: None)
 
-        assert list((tmp_path / "out").iterdir()) == []
+        assert not (tmp_path / "out" / "m").exists()
 
 
 class TestCommands:

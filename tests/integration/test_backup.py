@@ -64,7 +64,13 @@ def fill(database: Database) -> None:
     """A row in every table: a published job, a running one, one that failed, and what belongs to them."""
     prompts = [{"prompt": ODD_TEXT, "expect": {"contains": "ü"}}]
     done, running, failing = submit_paths(
-        database, "/models/a", "/models/b", "/models/c", prompts=prompts, name=ODD_TEXT
+        database,
+        "/models/a",
+        "/models/b",
+        "/models/c",
+        prompts=prompts,
+        name=ODD_TEXT,
+        calibration=[{"text": ODD_TEXT}],
     )
     run_until(database, done, StepKind.PUBLISH)
     held = claimed(database, failing, StepKind.INGEST, OTHER)
@@ -213,7 +219,7 @@ def test_a_database_that_holds_something_is_left_alone_unless_it_is_to_be_replac
     migrations.upgrade(target)
     restore(target, file, lambda digest: True)
     (job,) = submit_paths(target, "/models/kept")
-    with pytest.raises(PermanentError, match=r"1 batches, 1 jobs, 5 steps.*--force"):
+    with pytest.raises(PermanentError, match=r"1 batches, 1 jobs, 6 steps.*--force"):
         restore(target, file, lambda digest: True)
     assert step_of(target, job, StepKind.INGEST).state == StepState.QUEUED
     restore(target, file, lambda digest: True, replace=True)
@@ -310,7 +316,7 @@ def test_the_backup_is_one_moment_though_jobs_are_submitted_meanwhile(database: 
     backup = backed_up(database, file)
     other.dispose()
     assert submitted
-    assert (backup.rows["batches"], backup.rows["jobs"], backup.rows["steps"]) == (1, 1, 5)
+    assert (backup.rows["batches"], backup.rows["jobs"], backup.rows["steps"]) == (1, 1, 6)
 
 
 def test_artifacts_that_the_store_lacks_are_told_with_what_needs_them(
@@ -318,7 +324,7 @@ def test_artifacts_that_the_store_lacks_are_told_with_what_needs_them(
 ) -> None:
     fill(database)
     backup = write_backup(database, file, lambda digest: digest != "d" * 64)
-    assert backup.artifacts == 3
+    assert backup.artifacts == 4
     with tarfile.open(file) as tar:
         member = tar.extractfile("store/artifacts.jsonl")
         assert member is not None

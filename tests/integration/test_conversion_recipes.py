@@ -21,6 +21,7 @@ from tests.integration.conversion_cases import (
     in_torch,
     logits_in_runtime,
     run_convert,
+    run_recipe,
 )
 from tests.unit.test_olive_config import DOCUMENTED, with_pass
 from workers.steps import convert
@@ -146,7 +147,7 @@ class TestWorkflows:
     def test_dynamic_quantization_after_the_builder(self, source: Path, tmp_path: Path) -> None:
         recipe = after("OnnxDynamicQuantization", per_channel=False)
 
-        result = run_convert(source, recipe, tmp_path / "int8")
+        result = run_recipe(source, recipe, tmp_path / "int8")
         run_convert(source, "cpu-fp32", tmp_path / "fp32")
 
         assert recipe.precision == "int8"
@@ -157,20 +158,20 @@ class TestWorkflows:
 
     @pytest.mark.parametrize("keep_io_types", [True, False])
     def test_half_precision_after_the_builder(self, source: Path, tmp_path: Path, keep_io_types: bool) -> None:
-        result = run_convert(source, after("OnnxFloatToFloat16", keep_io_types=keep_io_types), tmp_path)
+        result = run_recipe(source, after("OnnxFloatToFloat16", keep_io_types=keep_io_types), tmp_path)
 
         assert result["parity"]["correlation"] > 0.99999
         assert greedy_in_runtime(tmp_path / "output", 8) == greedy_in_torch(in_torch(source), 8)
 
     def test_k_quant_on_the_onnx_model(self, source: Path, tmp_path: Path) -> None:
-        run_convert(source, after("OnnxKQuantQuantization"), tmp_path)
+        run_recipe(source, after("OnnxKQuantQuantization"), tmp_path)
 
         assert "MatMulNBits" in {node.op_type for node in nodes(tmp_path)}
 
     def test_a_surgery_on_a_quantized_graph_leaves_what_it_says(self, source: Path, tmp_path: Path) -> None:
         surgery = after("GraphSurgeries", "int4", surgeries=[{"surgeon": "DeduplicateNodes"}])
 
-        run_convert(source, surgery, tmp_path / "with")
+        run_recipe(source, surgery, tmp_path / "with")
         run_convert(source, "cpu-int4-small", tmp_path / "without")
 
         logits = [logits_in_runtime(tmp_path / place / "output") for place in ("with", "without")]
@@ -180,7 +181,7 @@ class TestWorkflows:
         rounding = {"type": "Rtn", "config": {"bits": 4, "group_size": 32}}
         recipe = own(olive_passes={"before": [rounding]})
 
-        result = run_convert(source, recipe, tmp_path)
+        result = run_recipe(source, recipe, tmp_path)
 
         assert result["parity"]["correlation"] > 0.85
         assert "MatMulNBits" in {node.op_type for node in nodes(tmp_path)}
@@ -189,14 +190,14 @@ class TestWorkflows:
         values = with_pass("GraphSurgeries", surgeries=[{"surgeon": "DeduplicateNodes"}])
         values["passes"]["second"] = {"type": "OnnxDynamicQuantization"}
 
-        run_convert(source, recipe_of_workflow(values), tmp_path)
+        run_recipe(source, recipe_of_workflow(values), tmp_path)
 
         assert {path.name for path in (tmp_path / "output").iterdir()} == MODEL_FILES
         assert "MatMulInteger" in {node.op_type for node in nodes(tmp_path)}
 
     def test_two_runs_of_passes_give_the_same_bytes(self, source: Path, tmp_path: Path) -> None:
         for place in ("one", "two"):
-            run_convert(source, after("OnnxDynamicQuantization"), tmp_path / place)
+            run_recipe(source, after("OnnxDynamicQuantization"), tmp_path / place)
 
         for name in MODEL_FILES:
             one, two = (tmp_path / place / "output" / name for place in ("one", "two"))
@@ -211,15 +212,15 @@ class TestWorkflows:
         surgery = {"surgeon": "ZeroOutInput", "node_name": norm, "input_idx": 2}
 
         with pytest.raises(ConversionFailed, match="does not say what its source says"):
-            run_convert(source, after("GraphSurgeries", surgeries=[surgery]), tmp_path)
+            run_recipe(source, after("GraphSurgeries", surgeries=[surgery]), tmp_path)
 
     def test_a_pass_after_which_the_model_does_not_load_is_told(self, source: Path, tmp_path: Path) -> None:
         with pytest.raises(ConversionFailed, match="for the first time failed: Model output was not found: logits"):
-            run_convert(source, after("OnnxHqqQuantization"), tmp_path)
+            run_recipe(source, after("OnnxHqqQuantization"), tmp_path)
 
     def test_a_pass_that_fails_is_told_with_what_olive_swallowed(self, source: Path, tmp_path: Path) -> None:
         with pytest.raises(ConversionFailed, match=r"No split assignments found.*leave out the recipe.s own pass"):
-            run_convert(source, after("SplitModel"), tmp_path)
+            run_recipe(source, after("SplitModel"), tmp_path)
 
 
 class TestRefusals:
@@ -266,7 +267,7 @@ class TestRefusals:
         self, source: Path, tmp_path: Path, passes: dict[str, Any], told: str
     ) -> None:
         with pytest.raises(BadRecipe) as caught:
-            run_convert(source, own(olive_passes=passes), tmp_path)
+            run_recipe(source, own(olive_passes=passes), tmp_path)
         assert told in str(caught.value)
         assert not list((tmp_path / "scratch").iterdir())
 

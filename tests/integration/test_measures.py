@@ -23,6 +23,7 @@ from workers.measures.reference_file import (
 from workers.measures.soak import judge_series
 from workers.measures.spread import theil_sen, timed
 from workers.measures.token_comparison import KEPT_TOKENS, condensed, kl_divergences
+from workers.measures.weight_print import SIGNS, MatrixPrint, WeightPrint
 
 pytestmark = pytest.mark.toolchain
 
@@ -172,7 +173,14 @@ def _reference(vocabulary: int = 300) -> tuple[Reference, np.ndarray]:
         Answer(({"role": "user", "content": "Grüße"},), "<u>Grüße", (1, 2), "Hallo"),
         Answer(({"role": "system", "content": "x"},), None, None, None),
     )
-    return Reference({"layers": 2}, answers, {"int8": Yardstick(0.01, 0.99, 27)}, sections, ("a note",)), logits
+    matrices = {
+        "head": MatrixPrint(70, 8, np.arange(64.0 * SIGNS).reshape(64, SIGNS), 3.5),
+        "gate": MatrixPrint(3, 8, np.ones((3, SIGNS)), 0.5),
+    }
+    ropes = ((np.asarray([1.0, 0.1], dtype=np.float32), 1.0),)
+    weights = WeightPrint(True, matrices, {"norm": np.ones(8, dtype=np.float32)}, ropes)
+    yardsticks = {"int8": Yardstick(0.01, 0.99, 27)}
+    return Reference({"layers": 2}, answers, yardsticks, sections, weights, ("a note",)), logits
 
 
 class TestQuality:
@@ -229,6 +237,14 @@ class TestReferenceFile:
             assert (mine.kind, mine.tokens, mine.start) == (theirs.kind, theirs.tokens, theirs.start)
             assert np.array_equal(mine.distribution.top_ids, theirs.distribution.top_ids)
             assert np.array_equal(mine.distribution.target_logprobs, theirs.distribution.target_logprobs)
+        assert found.weights.is_tied
+        assert {name: (each.rows, each.square) for name, each in found.weights.matrices.items()} == {
+            "head": (70, 3.5),
+            "gate": (3, 0.5),
+        }
+        assert np.array_equal(found.weights.matrices["head"].sums, reference.weights.matrices["head"].sums)
+        assert np.array_equal(found.weights.vectors["norm"], np.ones(8))
+        assert [(list(rope), factor) for rope, factor in found.weights.ropes] == [([1.0, np.float32(0.1)], 1.0)]
         for file in (tmp_path / "one").iterdir():
             assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 

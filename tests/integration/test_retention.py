@@ -16,7 +16,7 @@ from olivepress.database.cancelling import cancel_job
 from olivepress.database.retention import RowKind
 from olivepress.database.sessions import Database, DatabaseNow
 from olivepress.database.steps import Ending
-from olivepress.database.tables import AttemptRow, JobRow, RememberedRow, StepRow, WorkerRow
+from olivepress.database.tables import AttemptRow, JobRow, RememberedRow, StepRow, VersionRow, WorkerRow
 from olivepress.database.unblocking import done_steps
 from olivepress.errors import TransientError
 from olivepress.jobs import AttemptOutcome, JobId, StepKind
@@ -25,6 +25,7 @@ from olivepress.settings import Settings
 from olivepress.steps import StepResult
 from olivepress.store import DirectoryStore
 from tests.integration.database_cases import (
+    DEFAULT_STEPS,
     INGESTED,
     OFFER,
     RESULTS,
@@ -68,7 +69,7 @@ class Press:
     def job(self, path: str, last: StepKind = StepKind.PUBLISH) -> JobId:
         """A job of its own batch, run up to and with the given step."""
         (job_id,) = submit_paths(self.database, path)
-        for kind in StepKind:
+        for kind in DEFAULT_STEPS:
             result = RESULTS[kind]
             if kind is StepKind.INGEST:
                 result = StepResult(INGESTED | {"checkpoint_digest": path})
@@ -139,11 +140,36 @@ class TestReferences:
 
         report = press.run()
 
-        assert press.rows(RememberedRow) == 0
         assert not press.store.has(press.digest(job, StepKind.CONVERT))
         assert press.store.has(press.digest(job, StepKind.PACKAGE))
         assert press.store.has(press.digest(job, StepKind.PUBLISH))
         assert report.amounts[StoreKind.ARTIFACTS].count == 1
+
+    def test_what_the_source_of_a_version_said_stays_and_is_remembered_as_long_as_the_version(
+        self, press: Press
+    ) -> None:
+        # given a version, and a job that got as far as the reference and published nothing
+        job, other = press.job("/models/a"), press.job("/models/b", last=StepKind.REFERENCE)
+        with press.database.write() as session:
+            cancel_job(session, other)
+        press.age_rows(1000)
+        press.age_store()
+        # when
+        press.run()
+        # then
+        assert press.store.has(press.digest(job, StepKind.REFERENCE))
+        assert not press.store.has(press.digest(other, StepKind.REFERENCE))
+        with press.database.read() as session:
+            assert session.scalars(select(RememberedRow.kind)).all() == [StepKind.REFERENCE]
+        # when the version is deleted for good
+        with press.database.write() as session:
+            session.execute(update(VersionRow).values(deleted_at=1.0, files_until=2.0))
+        press.job("/models/kept")
+        press.age_rows(1000)
+        press.age_store()
+        press.run()
+        # then
+        assert not press.store.has(press.digest(job, StepKind.REFERENCE))
 
     def test_artifacts_of_an_unfinished_job_stay_however_old(self, press: Press) -> None:
         press.job("/models/published")

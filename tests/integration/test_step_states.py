@@ -240,7 +240,7 @@ def test_two_recipes_of_one_checkpoint_read_it_once(database: Database) -> None:
 
 def test_a_failed_gate_fails_the_job_and_publishes_nothing(database: Database) -> None:
     (job,) = submit_paths(database, "/models/a")
-    run_until(database, job, StepKind.PACKAGE)
+    run_until(database, job, StepKind.REFERENCE)
     gate = {"name": "min_prompts_passed", "limit": 0.8, "figure": 0.5, "verdict": "failed", "note": "3 of 6"}
     verdict = StepResult({"verdict": "failed", "report": {"gates": [gate]}})
     succeed(database, claimed(database, job, StepKind.VALIDATE), verdict)
@@ -256,7 +256,7 @@ def test_a_result_is_remembered_once(database: Database) -> None:
     run_until(database, job, StepKind.PUBLISH)
     with database.read() as session:
         kinds = sorted(session.scalars(select(RememberedRow.kind)))
-    assert kinds == ["convert", "package", "validate"]
+    assert kinds == ["convert", "package", "reference", "validate"]
 
 
 def register(database: Database, slots: int) -> None:

@@ -5,9 +5,12 @@ from typing import Any
 import httpx
 
 from olivepress.client import Client
-from olivepress.jobs import STEP_ORDER, JobState, StepState, batch_state
+from olivepress.jobs import JobKind, JobState, StepState, batch_state
+from olivepress.recipes import BUILT_IN
+from olivepress.steps import plan
 
 Json = dict[str, Any]
+STEP_ORDER = plan(JobKind.CONVERT, BUILT_IN["cpu-int4"])
 STATES = {JobState.QUEUED: StepState.BLOCKED, JobState.RUNNING: StepState.RUNNING}
 FIGURES = {
     "source_size_bytes": 15_250_000,

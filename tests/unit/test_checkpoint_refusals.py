@@ -173,7 +173,7 @@ SINGLE: dict[str, Breakage] = {
     "GGUF": (
         lambda d: rename(d, "model.safetensors", "model.gguf"),
         BadCheckpoint,
-        r"GGUF format \(model\.gguf\)",
+        r"another format \(model\.gguf\): GGUF",
         "submit",
     ),
     "weights under another name": (

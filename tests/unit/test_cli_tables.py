@@ -17,8 +17,8 @@ from olivepress.cli.tables import (
     size_change,
     step_text,
 )
-from olivepress.jobs import STEP_ORDER, JobState
-from tests.unit.cli_cases import FIGURES, batch_of, job_of, step_of
+from olivepress.jobs import JobState
+from tests.unit.cli_cases import FIGURES, STEP_ORDER, batch_of, job_of, step_of
 
 
 def rendered(content: RenderableType, width: int = 100) -> list[str]:

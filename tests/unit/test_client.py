@@ -1,4 +1,4 @@
-"""The client against a transport that answers as the API does: addresses, keys, errors, downloads."""
+"""The client against a transport that answers as the API does: addresses, keys, errors, small files."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from olivepress.errors import (
     UnknownRecipe,
 )
 from olivepress.manifest import parse_manifest
-from olivepress.registry import VersionReference, parse_reference
+from olivepress.registry import parse_reference
 
 URL = "http://127.0.0.1:8720"
 MANIFEST = parse_manifest({"checkpoints": [{"path": "/models/a"}]})
@@ -244,69 +244,7 @@ def registry(files: dict[str, bytes], sent: dict[str, bytes] | None = None) -> H
     return answer
 
 
-class TestDownload:
-    def test_a_version_arrives_whole_with_its_directories(self, tmp_path: Path) -> None:
-        client, target = client_of(registry(FILES)), tmp_path / "out" / "m"
-
-        version = client.download(VersionReference("m", number=2), target)
-
-        assert version["version"] == "m:2"
-        assert {path: (target / path).read_bytes() for path in FILES} == FILES
-        assert [entry.name for entry in target.parent.iterdir()] == ["m"]
-
-    def test_progress_ends_at_the_whole_size(self, tmp_path: Path) -> None:
-        seen: list[tuple[int, int]] = []
-        client = client_of(registry(FILES))
-
-        client.download(VersionReference("m"), tmp_path / "m", on_bytes=lambda done, total: seen.append((done, total)))
-
-        total = sum(map(len, FILES.values()))
-        assert seen[-1] == (total, total)
-        assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-
-    def test_a_flipped_bit_leaves_nothing_behind(self, tmp_path: Path) -> None:
-        damaged = FILES | {"model.onnx.data": b"\x01\x01" + FILES["model.onnx.data"][2:]}
-        client = client_of(registry(FILES, damaged))
-
-        with pytest.raises(BadArtifact, match=r"model\.onnx\.data of m:2 arrived damaged"):
-            client.download(VersionReference("m"), tmp_path / "m")
-
-        assert list(tmp_path.iterdir()) == []
-
-    def test_a_cut_off_file_leaves_nothing_behind(self, tmp_path: Path) -> None:
-        client = client_of(registry(FILES, FILES | {"tokenizer/merges.txt": b"a b\n"}))
-
-        with pytest.raises(BadArtifact):
-            client.download(VersionReference("m"), tmp_path / "m")
-
-        assert list(tmp_path.iterdir()) == []
-
-    def test_a_broken_connection_leaves_nothing_behind(self, tmp_path: Path) -> None:
-        def breaking(request: httpx.Request) -> httpx.Response:
-            if request.url.path.endswith("merges.txt"):
-                raise httpx.ReadError("reset")
-            return registry(FILES)(request)
-
-        with pytest.raises(ServiceUnavailable, match="broke"):
-            client_of(breaking).download(VersionReference("m"), tmp_path / "m")
-
-        assert list(tmp_path.iterdir()) == []
-
-    @pytest.mark.parametrize("path", ["../evil", "/etc/evil", "a/../../evil", "C:evil", "a\\..\\evil", ".."])
-    def test_a_path_out_of_the_directory_is_refused_before_anything_is_written(self, tmp_path: Path, path: str) -> None:
-        client = client_of(registry({"good.txt": b"good", path: b"evil"}))
-
-        with pytest.raises(BadArtifact):
-            client.download(VersionReference("m"), tmp_path / "inner" / "m")
-
-        assert [entry for entry in tmp_path.rglob("*") if entry.is_file()] == []
-
-    def test_what_is_there_is_not_overwritten(self, tmp_path: Path) -> None:
-        (tmp_path / "m").mkdir()
-
-        with pytest.raises(PermanentError, match="exists already"):
-            client_of(registry(FILES)).download(VersionReference("m"), tmp_path / "m")
-
+class TestReadFile:
     def test_a_small_file_is_read_and_verified(self) -> None:
         client = client_of(registry(FILES, FILES | {"tokenizer/merges.txt": b"other"}))
 

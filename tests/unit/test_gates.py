@@ -7,8 +7,8 @@ import pytest
 
 from olivepress.errors import BadRecipe
 from olivepress.gates import (
-    AGAINST_SOURCE,
     CHECKS,
+    NEEDS_SOURCE,
     NUMBERS,
     TIMED,
     GateLimits,
@@ -20,7 +20,7 @@ from olivepress.gates import (
 )
 
 HARDWARE = "A processor / 2 cores / 24 GiB"
-NO_LIMITS: dict[str, Any] = dict.fromkeys(CHECKS, False) | {"min_prompts_passed": None}
+NO_LIMITS: dict[str, Any] = dict.fromkeys(CHECKS, False) | {"min_prompts_passed": None, "max_kl_over_rounding": None}
 
 
 def limits(**wanted: Any) -> GateLimits:
@@ -96,7 +96,22 @@ def test_every_limit_is_a_number_a_check_or_the_share_of_prompts() -> None:
     names = {field.name for field in fields(GateLimits)} - {"min_prompts_passed", "timing_hardware"}
 
     assert names == {*NUMBERS, *CHECKS}
-    assert set(AGAINST_SOURCE) <= set(NUMBERS)
+    assert {"max_kl_over_rounding", "max_perplexity_increase", "min_top1_agreement"} <= NEEDS_SOURCE <= set(NUMBERS)
+
+
+@pytest.mark.parametrize("name", sorted(NEEDS_SOURCE))
+def test_a_limit_that_needs_the_source_binds_nothing_without_one_and_never_passes(name: str) -> None:
+    without = evaluate(limits(**{name: 0.5}), {"has_source": False, "quality": {"problem": "not at hand"}})
+    unmeasured = evaluate(limits(**{name: 0.5}), {"has_source": True, "quality": {"problem": "the engine crashed"}})
+
+    assert verdicts(without) == {name: Verdict.NOT_BINDING}
+    assert "no source to compare with" in without[0].note
+    assert verdicts(unmeasured) == {name: Verdict.FAILED}
+
+
+def test_the_distance_from_the_source_is_limited_unless_a_recipe_says_otherwise() -> None:
+    assert GateLimits().max_kl_over_rounding == 2.5
+    assert parse_limits({"max_kl_over_rounding": None}).max_kl_over_rounding is None
 
 
 @pytest.mark.parametrize(("passed", "verdict"), [(8, "passed"), (7, "failed"), (10, "passed"), (0, "failed")])

@@ -145,7 +145,7 @@ def test_a_flipped_bit_is_found_by_every_way_of_reading(store: DirectoryStore, s
     damaged.chmod(0o644)
     damaged.write_bytes(content)
     # when, then
-    with pytest.raises(BadArtifact, match=rf"'model.onnx.data'.*damaged.*{name}.*submit the checkpoint again"):
+    with pytest.raises(BadArtifact, match=rf"'model.onnx.data'.*damaged.*{name}.*store check --repair"):
         store.materialise(manifest.digest, tmp_path / "target")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "store"]
     received = []

@@ -15,29 +15,42 @@ from olivepress.errors import BadArtifact, BadCheckpoint, OlivepressError
 from olivepress.foundry import GENAI_CONFIG_FILE, INFERENCE_MODEL_FILE, SUMS_FILE, declared_id, read_sums
 from olivepress.prompt_template import CONTENT, derive_prompt_template
 from workers.measures.format import check_format
+from workers.measures.reference_file import Reference
 from workers.toolchains.graph_facts import blank_tensors, read_facts
+from workers.toolchains.weight_prints import faults as weight_faults
 
 BLOCK_BYTES = 2**20
+FAULTS_SHOWN = 3
+# Beyond these, tokens are drawn from noise or never twice.
+SENSIBLE = {"repetition_penalty": (0.5, 2.0), "temperature": (0.0, 2.0), "top_p": (0.01, 1.0)}
+SAME_PENALTY = 1e-4
+SAME_SCALE = 1e-3
 Facts = Mapping[str, Any]
 
 
-def cross_check(artifact: Path, source: Facts | None) -> dict[str, Any]:
+def cross_check(artifact: Path, reference: Reference | None, *, may_move_weights: bool = False) -> dict[str, Any]:
     """Every check, each telling what it found.
 
     Args:
-        source: facts of the reference, or None where there is none.
+        reference: what the source says, or None where it is not at hand.
+        may_move_weights: whether passes of Olive have worked on the model. Some move weights from one matrix to the
+            next without changing what the model says, so that weights which differ are notes then, and no findings.
 
     Returns:
         {"status": "passed" | "failed", "findings": [str], "problem": the findings in one line or None, "notes": [str],
         "checksums": how many files were held against SHA256SUMS}
     """
-    findings, notes = [], []
+    findings: list[str] = []
+    notes: list[str] = []
+    source = reference.facts if reference else None
     checks: list[Callable[[], Iterator[str]]] = [
         lambda: _format(artifact),
-        lambda: _graph(artifact),
-        lambda: _weights(artifact, source),
+        lambda: _graph(artifact, source),
+        lambda: _blank_weights(artifact, source),
+        lambda: _weights_of_source(artifact, reference, may_move_weights, notes),
         lambda: _stop_tokens(artifact, source),
         lambda: _against_source(artifact, source),
+        lambda: _search(artifact, source),
         lambda: _discovery(artifact),
         lambda: _checksums(artifact),
     ]
@@ -77,7 +90,7 @@ def _model_file(artifact: Path) -> Path:
     return artifact / str((_config(artifact).get("decoder") or {}).get("filename", "model.onnx"))
 
 
-def _graph(artifact: Path) -> Iterator[str]:
+def _graph(artifact: Path, source: Facts | None) -> Iterator[str]:
     config = _config(artifact)
     decoder = config.get("decoder") or {}
     facts = read_facts(_model_file(artifact))
@@ -88,6 +101,10 @@ def _graph(artifact: Path) -> Iterator[str]:
     for what, found, stated in pairs:
         if found and stated not in found:
             yield f"the graph's attention has {_listed(found)} {what} and {GENAI_CONFIG_FILE} has {stated}"
+    for scale in facts.attention_scales:
+        expected = (source or {}).get("attention_scales") or [scale]
+        if not any(abs(scale - wanted) <= SAME_SCALE * wanted for wanted in expected):
+            yield f"the graph's attention is scaled by {scale:g} and the source's by {_listed(expected)}"
     if facts.reach is not None and config["context_length"] > facts.reach:
         yield (
             f"{GENAI_CONFIG_FILE} has a context of {config['context_length']} tokens and the graph's rotary tables "
@@ -99,7 +116,7 @@ def _graph(artifact: Path) -> Iterator[str]:
             yield f"{GENAI_CONFIG_FILE} has the {name} {token} in a vocabulary of {config['vocab_size']}"
 
 
-def _weights(artifact: Path, source: Facts | None) -> Iterator[str]:
+def _blank_weights(artifact: Path, source: Facts | None) -> Iterator[str]:
     for tensor in blank_tensors(_model_file(artifact)):
         is_vector = len(tensor.shape) == 1
         is_norm = "norm" in tensor.name and not tensor.name.endswith("bias")
@@ -107,6 +124,23 @@ def _weights(artifact: Path, source: Facts | None) -> Iterator[str]:
             continue
         size = " × ".join(map(str, tensor.shape))
         yield f"the weight {tensor.name} ({size}) holds {tensor.what}"
+
+
+def _weights_of_source(
+    artifact: Path, reference: Reference | None, may_move_weights: bool, notes: list[str]
+) -> Iterator[str]:
+    """Weight by weight, against the print of the source's."""
+    if reference is None:
+        return
+    faults, unplaced = weight_faults(reference.weights, _model_file(artifact))
+    if unplaced:
+        of = len(reference.weights.matrices)
+        notes.append(f"{len(unplaced)} of the source's {of} matrices have no name of their own in the graph")
+    told = faults[:FAULTS_SHOWN] + [f"and {len(faults) - FAULTS_SHOWN} more weights"] * (len(faults) > FAULTS_SHOWN)
+    if may_move_weights:
+        notes += [f"after passes of Olive: {fault}" for fault in told]
+    elif told:
+        yield f"weights are not the source's: {', '.join(told)}"
 
 
 def _is_zero_in_source(is_vector: bool, source: Facts | None) -> bool:
@@ -170,6 +204,20 @@ def _against_source(artifact: Path, source: Facts | None) -> Iterator[str]:
             f"{GENAI_CONFIG_FILE} has a context of {config['context_length']} tokens and the source of "
             f"{source['context_length']}"
         )
+
+
+def _search(artifact: Path, source: Facts | None) -> Iterator[str]:
+    """Settings of generation that make an answer another one, or none."""
+    search = json.loads((artifact / GENAI_CONFIG_FILE).read_text(encoding="utf-8")).get("search") or {}
+    for name, (low, high) in SENSIBLE.items():
+        value = search.get(name)
+        if value is not None and not (isinstance(value, int | float) and low <= value <= high):
+            yield f"{GENAI_CONFIG_FILE} has the {name} {value}, which must be between {low:g} and {high:g}"
+    if source is None:
+        return
+    penalty, asked = search.get("repetition_penalty", 1.0), source["repetition_penalty"]
+    if isinstance(penalty, int | float) and abs(penalty - asked) > SAME_PENALTY:
+        yield f"{GENAI_CONFIG_FILE} has the repetition_penalty {penalty:g} and the recipe {asked:g}"
 
 
 def _discovery(artifact: Path) -> Iterator[str]:

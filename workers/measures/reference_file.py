@@ -1,7 +1,7 @@
 """What a source checkpoint said, as an artifact: written once by the reference step, read by every validation.
 
-Two files: reference.json (texts, answers, facts) and reference.npz (token ids and condensed distributions; arrays of
-numbers only, loaded with pickle off).
+Two files: reference.json (texts, answers, facts) and reference.npz (token ids, condensed distributions, the print of the
+weights; arrays of numbers only, loaded with pickle off).
 """
 
 import json
@@ -15,12 +15,14 @@ import numpy as np
 
 from olivepress.errors import BadArtifact
 from workers.measures.token_comparison import Distribution, condensed
+from workers.measures.weight_print import WeightPrint, from_arrays, to_arrays
 
 __all__ = ["Answer", "Reference", "Section", "Yardstick", "condensed", "read_reference", "write_reference"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 JSON_FILE, ARRAYS_FILE = "reference.json", "reference.npz"
 HELD_OUT, ANSWERS = "held_out", "answers"
+WEIGHTS = "weights_"
 WHAT_NOW = "validate again with --fresh, so that the source is run anew"
 
 
@@ -72,11 +74,13 @@ class Reference:
     answers: tuple[Answer, ...]
     yardsticks: dict[str, Yardstick]
     sections: tuple[Section, ...]
+    weights: WeightPrint
     notes: tuple[str, ...] = ()
 
 
 def write_reference(reference: Reference, directory: Path) -> None:
     """Write it into an empty directory; the same content gives the same bytes."""
+    weights, numbers = to_arrays(reference.weights)
     content = {
         "schema_version": SCHEMA_VERSION,
         "facts": reference.facts,
@@ -86,6 +90,7 @@ def write_reference(reference: Reference, directory: Path) -> None:
             {"kind": section.kind, "length": len(section.tokens), "start": section.start}
             for section in reference.sections
         ],
+        "weights": weights,
         "notes": list(reference.notes),
     }
     (directory / JSON_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -95,6 +100,7 @@ def write_reference(reference: Reference, directory: Path) -> None:
         "top_ids": _joined([part.top_ids for part in parts], np.int32),
         "top_logprobs": _joined([part.top_logprobs for part in parts], np.float32),
         "target_logprobs": _joined([part.target_logprobs for part in parts], np.float32),
+        **{f"{WEIGHTS}{name}": array for name, array in numbers.items()},
     }
     with zipfile.ZipFile(directory / ARRAYS_FILE, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
@@ -114,12 +120,15 @@ def read_reference(directory: Path) -> Reference:
         if content["schema_version"] != SCHEMA_VERSION:
             raise BadArtifact(f"the source's reference is of schema {content['schema_version']}; {WHAT_NOW}")
         with (directory / ARRAYS_FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            sections = _sections(content["sections"], {name: arrays[name] for name in arrays.files})
+            numbers = {name: arrays[name] for name in arrays.files}
+        sections = _sections(content["sections"], numbers)
+        of_weights = {name.removeprefix(WEIGHTS): array for name, array in numbers.items() if name.startswith(WEIGHTS)}
         return Reference(
             facts=content["facts"],
             answers=tuple(_answer(values) for values in content["answers"]),
             yardsticks={name: Yardstick(**values) for name, values in content["yardsticks"].items()},
             sections=sections,
+            weights=from_arrays(content["weights"], of_weights),
             notes=tuple(content["notes"]),
         )
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:

@@ -1,7 +1,7 @@
 """The step that turns a checkpoint, or an adapter and its base, into an ONNX model directory."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,15 @@ from olivepress.checkpoint_files import LET_FINISH, hash_file, unreadable
 from olivepress.errors import CheckpointChanged
 from olivepress.recipes import Precision
 from workers.steps.context import StepContext
-from workers.toolchains import adapters, dequantized, olive, parity, unpickled
+from workers.toolchains import adapters, dequantized, olive, parity, rework, unpickled
 from workers.toolchains.conversion import Conversion
 
 log = logging.getLogger(__name__)
 
 # Shares of the step's time at which its phases end (measured on 494 M parameters).
-MERGED, BUILT = 0.15, 0.75
+MERGED, REWORKED, BUILT = 0.15, 0.5, 0.75
+# A spec for whom every number of the checkpoint counts.
+IN_FLOAT = {"build": {"precision": Precision.FP32.value}}
 
 
 def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
@@ -23,7 +25,9 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
 
     Args:
         spec: `path`, `base` (or None), `ingest` (the result of the ingest step), `build` (what
-            `Recipe.build_options` gives), `recipe_notes` (sentences for the log).
+            `Recipe.build_options` gives), `recipe_notes` (sentences for the log), `calibration` (entries of the team's
+            text for passes of Olive that run before the builder, or None).
+        context: where the quantize step came before, inputs {"checkpoint": what it wrote}.
 
     Returns:
         `parity`, how the model agrees with its source (see `parity.Agreement`), and `notes`, sentences.
@@ -32,6 +36,7 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
         UnsupportedArchitecture: the builder does not know the model.
         NoRoom: it is for an execution provider that no worker builds for.
         BadRecipe: a pass of Olive cannot run here.
+        BadManifest: the calibration text cannot be used.
         ConversionFailed: no model came out, or one that does not say what its source says.
         DiskFull: no room in the workspace.
         CheckpointChanged: the files are not the ones that were ingested.
@@ -39,19 +44,46 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     directory, base = Path(spec["path"]), Path(spec["base"]) if spec["base"] else None
     for note in spec.get("recipe_notes", ()):
         log.info("recipe: %s", note)
-    olive.refuse_unbuildable(spec["build"])
+    olive.refuse_unbuildable(spec["build"], has_calibration=bool(spec.get("calibration")))
     olive.refuse_unsupported(spec["ingest"]["architecture"])
-    source, done = plain_source(directory, base, spec, context)
+    is_quantized = "checkpoint" in context.inputs
+    source, done = (context.inputs["checkpoint"], 0.0) if is_quantized else _source(directory, base, spec, context)
     conversion = Conversion(directory, source, spec["build"], context.output, context.scratch / "olive")
+    # What an Olive pass quantized is built as it is, integers and all; it is compared with what they stand for.
+    plain, _ = rework.plain_of(source, context.scratch / "widened")
+    if conversion.precision not in (Precision.INT4, Precision.INT8):
+        conversion = replace(conversion, source=plain)
     olive.build(conversion, lambda share: context.report_progress("build", done + (BUILT - done) * share))
     context.report_progress("check", BUILT)
-    agreement = parity.check(conversion)
-    # Last: this result is remembered for the content that ingest saw, so that content must have been read.
-    refuse_changed(directory, spec["ingest"]["files"])
-    if base is not None:
-        refuse_changed(base, spec["ingest"]["base"]["files"])
+    agreement = parity.check(replace(conversion, source=plain))
+    if not is_quantized:
+        # Last: this result is remembered for the content that ingest saw, so that content must have been read.
+        refuse_changed(directory, spec["ingest"]["files"])
+        if base is not None:
+            refuse_changed(base, spec["ingest"]["base"]["files"])
     context.report_progress("check", 1.0)
     return {"parity": asdict(agreement), "notes": []}
+
+
+def _source(directory: Path, base: Path | None, spec: dict[str, Any], context: StepContext) -> tuple[Path, float]:
+    """The checkpoint to build from, after the recipe's own passes over it; and the share of the step that is done."""
+    source, done = plain_source(directory, base, spec, context)
+    passes = (spec["build"].get("olive_passes") or {}).get("before", ())
+    if not passes:
+        return source, done
+    work = rework.Rework(
+        checkpoint=directory,
+        source=source,
+        passes=passes,
+        entries=spec["calibration"],
+        chat_template=spec["ingest"].get("chat_template"),
+        output=context.scratch / "reworked",
+        scratch=context.scratch / "rework",
+    )
+    work.output.mkdir()
+    rework.run(work, lambda share: context.report_progress("quantize", done + (REWORKED - done) * share))
+    rework.check(work)
+    return work.output, REWORKED
 
 
 def plain_source(directory: Path, base: Path | None, spec: dict[str, Any], context: StepContext) -> tuple[Path, float]:

@@ -269,8 +269,13 @@ def _zero_notes(checkpoint: Checkpoint, reads: list[_Read]) -> list[str]:
     notes = [f"'{name}' in {checkpoint.model.directory} is all zeros" for name in zero_in_model]
     if checkpoint.base:
         steps = {tensor.name for tensor in checkpoint.tensors if ".lora_B." in tensor.name}
-        if steps and steps <= set(reads[0].zero_matrices):
-            notes.append(f"the adapter in {checkpoint.directory} changes nothing: all its lora_B matrices are zero")
+        if steps == {tensor.name for tensor in checkpoint.tensors if ".lora_A." not in tensor.name} and (
+            steps <= set(reads[0].zero_matrices)
+        ):
+            raise BadCheckpoint(
+                f"the adapter in {checkpoint.directory} changes nothing: all its lora_B matrices are zero, as before "
+                "the first step of training; save it after the training, or submit its base alone"
+            )
     return notes
 
 

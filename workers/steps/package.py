@@ -12,6 +12,7 @@ from olivepress.chat_template import (
     TEMPLATE_FILE,
     TOKENIZER_CONFIG_FILE,
     ChatTemplate,
+    end_of_turn,
     read_chat_template,
     read_tokenizer_config,
 )
@@ -24,6 +25,7 @@ from workers.steps.context import StepContext
 
 log = logging.getLogger(__name__)
 
+TOKENIZER_FILE = "tokenizer.json"
 REWRITTEN = frozenset({GENAI_CONFIG_FILE, TOKENIZER_CONFIG_FILE, TEMPLATE_FILE})
 # Templates by other names would contradict the one that counts.
 LEFT_OUT = frozenset({"additional_chat_templates", "chat_template.json", "chat_templates"})
@@ -74,7 +76,9 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     chat_template = _chat_template(artifact, spec.get("chat_template"))
     _take_over(artifact, context.output)
     settings = fitting(FoundrySettings(**spec["foundry"]), spec["context_length"])
-    _write_json(context.output / GENAI_CONFIG_FILE, _genai_config(artifact, settings, spec["context_length"]))
+    genai_config = _genai_config(artifact, settings, spec["context_length"])
+    _stop_where_the_template_does(artifact, genai_config["model"], chat_template)
+    _write_json(context.output / GENAI_CONFIG_FILE, genai_config)
     _write_json(context.output / TOKENIZER_CONFIG_FILE, _tokenizer_config(artifact, chat_template))
     _write_text(context.output / TEMPLATE_FILE, chat_template.source)
     derivation = derive_prompt_template(chat_template)
@@ -136,6 +140,27 @@ def _genai_config(artifact: Path, settings: FoundrySettings, context_length: int
     }
     cleaned: dict[str, Any] = _without_nulls(config)
     return cleaned
+
+
+def _stop_where_the_template_does(artifact: Path, model: dict[str, Any], template: ChatTemplate) -> None:
+    """Let the engine end an answer with the token that the template writes after one.
+
+    Configs of fine-tunes often name the end of a text only; an engine then goes on past the end of the turn and
+    writes the user's part too.
+    """
+    try:
+        tokenizer = json.loads((artifact / TOKENIZER_FILE).read_text(encoding="utf-8"))
+        added = {str(token["content"]): int(token["id"]) for token in tokenizer.get("added_tokens") or ()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadArtifact(
+            f"the converted model has no usable {TOKENIZER_FILE}; convert the checkpoint again"
+        ) from error
+    ending = end_of_turn(template, added)
+    stops = model.get("eos_token_id")
+    listed = stops if isinstance(stops, list) else [] if stops is None else [stops]
+    if ending is not None and added[ending] not in listed:
+        log.info("answers end with '%s' (token %d) too, as the chat template ends them", ending, added[ending])
+        model["eos_token_id"] = [*listed, added[ending]]
 
 
 def _without_nulls(value: Any) -> Any:

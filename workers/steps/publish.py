@@ -1,30 +1,43 @@
 """Publish: a model version, its alias and its overlay in one transaction; runs in the worker, not in a child."""
 
-import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
-from olivepress.database.sessions import Session
+from olivepress.database import rungs, signing_keys
+from olivepress.database.sessions import Session, seconds_now
 from olivepress.database.versions import Publication, Published, PublishedJob, publish_version, published_job
-from olivepress.foundry import INFERENCE_MODEL_FILE, SUMS_FILE, fitting, inference_model_json, sums_text
+from olivepress.errors import TransientError
+from olivepress.foundry import fitting, inference_model_json
 from olivepress.jobs import StepKind, digest_of
 from olivepress.recipes import Recipe
+from olivepress.sealing import Subject, overlay
+from olivepress.signing import SigningKey
 from olivepress.steps import Done
 from olivepress.store import Store
-from olivepress.store.manifest import Manifest
-
-PROVENANCE_FILE = "olivepress.json"
 
 
-def publish(session: Session, store: Store, job_id: int, done: Done) -> Published:
-    """Publish what the job's steps made; the caller commits, or rolls all of it back."""
+def publish(session: Session, store: Store, job_id: int, done: Done, key_file: Path | None = None) -> Published:
+    """Publish what the job's steps made; the caller commits, or rolls all of it back.
+
+    Args:
+        key_file: holds the key that signs the version. It is read for each publication, so that no worker need be
+            started again when it is replaced, and none keeps it in memory.
+
+    Raises:
+        QuotaExceeded: the team has as much as it may have.
+        NotAllowed, PermanentError: the key cannot be used.
+        TransientError: there is no key here, and the stack signs what it publishes.
+    """
+    key = _signing_key(session, key_file)
     job = published_job(session, job_id)
     package = store.manifest(done[StepKind.PACKAGE].artifact_digest or "")
-    report = done[StepKind.VALIDATE].result["report"]
+    report = done[StepKind.VALIDATE].result["report"] | {"rungs": rungs.tried(session, job_id)}
     provenance = _provenance(job, done, report)
 
     def write_overlay(number: int) -> tuple[str, int]:
-        artifact = store.extend(package, _overlay(job, number, package, done, provenance))
+        subject = Subject(job.team, job.model_name, number, provenance, report, seconds_now(session))
+        artifact = store.extend(package, overlay(package, _description(job, number, done), subject, key))
         return artifact.digest, artifact.size_bytes
 
     wanted = Publication(
@@ -42,9 +55,20 @@ def publish(session: Session, store: Store, job_id: int, done: Done) -> Publishe
     return publish_version(session, wanted, write_overlay)
 
 
-def _overlay(
-    job: PublishedJob, number: int, package: Manifest, done: Done, provenance: dict[str, Any]
-) -> dict[str, bytes]:
+def _signing_key(session: Session, key_file: Path | None) -> SigningKey | None:
+    if key_file is None:
+        if signing_keys.has_any(session):
+            raise TransientError(
+                "this worker has no signing key, and what this stack publishes is signed; give "
+                "OLIVEPRESS_SIGNING_KEY_FILE to every worker"
+            )
+        return None
+    key = SigningKey.load(key_file)
+    signing_keys.note(session, key.public)
+    return key
+
+
+def _description(job: PublishedJob, number: int, done: Done) -> bytes:
     recipe = Recipe.from_dict(job.recipe)
     description = inference_model_json(
         model=job.model_name,
@@ -53,14 +77,7 @@ def _overlay(
         prompt_template=done[StepKind.PACKAGE].result["prompt_template"],
         foundry=fitting(recipe.foundry, done[StepKind.INGEST].result["context_length"]),
     )
-    files = {
-        INFERENCE_MODEL_FILE: _json(description),
-        PROVENANCE_FILE: _json(provenance | {"model": job.model_name, "version": number}),
-    }
-    sums = {file.path: file.sha256 for file in package.files} | {
-        path: hashlib.sha256(content).hexdigest() for path, content in files.items()
-    }
-    return files | {SUMS_FILE: sums_text(sums).encode()}
+    return (json.dumps(description, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _provenance(job: PublishedJob, done: Done, report: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +97,3 @@ def _provenance(job: PublishedJob, done: Done, report: dict[str, Any]) -> dict[s
         "package_digest": done[StepKind.PACKAGE].artifact_digest,
         "report_digest": digest_of(report),
     }
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -49,14 +49,15 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     context.report_progress("reading the held-out text", OPENED)
     sections = _held_out(source, spec.get("held_out") or held_out_text())
     answers, answered = _answers(source, spec, context)
-    facts = source.facts()
+    facts = source.facts() | {"repetition_penalty": spec.get("repetition_penalty") or DEFAULT_PENALTY}
+    weights = source.weight_print()
     yardsticks = source.measure_yardsticks(
         [*sections, *answered],
         lambda share: context.report_progress("rounding the source", ANSWERED + (1 - ANSWERED) * share),
     )
     not_asked = sum(answer.answer is None and answer.tokens is not None for answer in answers)
     notes = (f"{not_asked} conversations were not asked in torch, for {ANSWER_BUDGET_S:.0f} s were over",)
-    reference = Reference(facts, answers, yardsticks, (*sections, *answered), notes if not_asked else ())
+    reference = Reference(facts, answers, yardsticks, (*sections, *answered), weights, notes if not_asked else ())
     # As convert does it: what is remembered for a content must have been read from it.
     refuse_changed(directory, spec["ingest"]["files"])
     if base is not None:

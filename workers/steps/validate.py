@@ -37,7 +37,8 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
 
     Args:
         spec: {"prompts": domain prompts, "gates": GateLimits as dict, "name": provisional name in Foundry Local,
-            "source_size_bytes": size of the checkpoint, "soak": {"minutes": m} or {"sessions": n} (optional)}.
+            "source_size_bytes": size of the checkpoint, "has_passes": whether passes of Olive worked on the model
+            (optional), "soak": {"minutes": m} or {"sessions": n} (optional)}.
         context: inputs {"artifact": what package wrote, "reference": what reference wrote (optional)}.
 
     Returns:
@@ -50,9 +51,9 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     """
     artifact = context.inputs["artifact"]
     reference = read_reference(context.inputs["reference"]) if "reference" in context.inputs else None
-    report = _begun(spec, artifact)
+    report = _begun(spec, artifact) | {"has_source": reference is not None}
     context.report_progress("checking the files", 0.0)
-    report["cross_check"] = cross_check(artifact, reference.facts if reference else None)
+    report["cross_check"] = cross_check(artifact, reference, may_move_weights=bool(spec.get("has_passes")))
     try:
         report |= _measure(spec, context, artifact, reference)
         report["edge_cases"] = _edge_cases(context, artifact, report["consistency"])

@@ -4,7 +4,9 @@ The loader is the one that the builder uses, so what it calls missing here it wo
 Nothing is read but the headers: a model of any size takes some milliseconds and no memory.
 """
 
-from collections.abc import Iterable
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -20,12 +22,16 @@ from olivepress.checkpoints import Checkpoint
 from olivepress.errors import BadCheckpoint, UnsafeCheckpoint, UnsupportedArchitecture
 from olivepress.safetensors_header import Tensor
 from workers.toolchains.library_edge import library_edge
+from workers.toolchains.limits import limited
 from workers.toolchains.olive import supported_architectures
 from workers.toolchains.weights import TORCH_DTYPES
 
 __all__ = ["ModelFacts", "check_adapter", "check_architecture", "supported_architectures", "vocabulary_of"]
 
 NAMES_SHOWN = 3
+# The builder writes a table of angles with a row for each position; the longest context that was trained: 10 million.
+LONGEST_CONTEXT = 2**24
+FLOATS = ("float32", "bfloat16", "float16", "float64")
 MEND_CONFIG = "put back the config.json that belongs to the weights"
 STARTS_FROM_BASE = ("pissa", "olora", "eva", "corda", "loftq", "lora_ga")
 WHOLE_EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
@@ -55,6 +61,7 @@ def check_architecture(checkpoint: Checkpoint) -> ModelFacts:
         BadCheckpoint: config.json is at odds with itself or with the weights.
     """
     config, model_class = _model_class(checkpoint)
+    _check_values(checkpoint, config)
     stored = {tensor.name: tensor for tensor in checkpoint.tensors}
     tied_pair = _tied_pair(model_class, config, stored)
     given = {name: _on_meta(tensor) for name, tensor in stored.items() if not tied_pair or name != tied_pair[0]}
@@ -71,6 +78,34 @@ def check_architecture(checkpoint: Checkpoint) -> ModelFacts:
         )
     _refuse_differences(checkpoint, report)
     return _facts(config, model, tied_pair)
+
+
+def _check_values(checkpoint: Checkpoint, config: transformers.PreTrainedConfig) -> None:
+    """Values that make a model of the right shape which cannot run."""
+    place = checkpoint.directory / CONFIG
+    context = config.get_text_config().max_position_embeddings
+    if not 0 < context <= LONGEST_CONTEXT:
+        raise BadCheckpoint(
+            f"{place} promises a context of {context:,} tokens ('max_position_embeddings'), and 1 to "
+            f"{LONGEST_CONTEXT:,} can be; {MEND_CONFIG}"
+        )
+    for key, value in _numbers(checkpoint.own_config):
+        if not math.isfinite(value):
+            raise BadCheckpoint(f"'{key}' in {place} is {value}; {MEND_CONFIG}")
+    dtype = checkpoint.config_field("dtype") or checkpoint.config_field("torch_dtype")
+    if dtype is not None and dtype not in FLOATS:
+        raise BadCheckpoint(
+            f"'dtype' in {place} is '{dtype}', and a model computes in one of {', '.join(FLOATS)}; {MEND_CONFIG}"
+        )
+
+
+def _numbers(values: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Every float in a tree of JSON values, with the key that it stands under."""
+    if isinstance(values, float):
+        yield key, values
+    elif isinstance(values, dict | list):
+        for name, value in values.items() if isinstance(values, dict) else ((key, value) for value in values):
+            yield from _numbers(value, name)
 
 
 def vocabulary_of(adapter: Checkpoint) -> int | None:
@@ -95,7 +130,9 @@ def check_adapter(checkpoint: Checkpoint) -> list[str]:
     advice = "give the base it was trained on"
     config, model_class = _model_class(checkpoint.model)
     config.get_text_config().vocab_size = vocabulary_of(checkpoint) or config.get_text_config().vocab_size
-    with library_edge(problem, f"{advice}, or save the adapter again"):
+    what_now = f"{advice}, or save the adapter again"
+    # Names of modules may be given as a pattern, and one that explodes keeps peft busy for ever.
+    with limited(problem, what_now), library_edge(problem, what_now):
         with torch.device("meta"):
             adapted = peft.PeftModelForCausalLM(model_class(config), _peft_config(checkpoint), low_cpu_mem_usage=True)
         trained = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -114,7 +151,7 @@ def check_adapter(checkpoint: Checkpoint) -> list[str]:
             raise BadCheckpoint(f"{problem}: '{name}' is {sizes}; {advice}{merging}")
     if absent := sorted(expected.keys() - stored.keys()):
         raise BadCheckpoint(f"{problem}: it lacks {_listed(absent)}, which the base's size asks for; {advice}")
-    return _base_notes(checkpoint)
+    return _base_notes(checkpoint) + _unknown_keys(checkpoint)
 
 
 def _model_class(checkpoint: Checkpoint) -> tuple[transformers.PreTrainedConfig, type[transformers.PreTrainedModel]]:
@@ -240,6 +277,18 @@ def _base_notes(checkpoint: Checkpoint) -> list[str]:
     if not isinstance(named, str) or PurePath(named).name == given:
         return []
     return [f"the adapter was trained on '{named}', the base given is called '{given}'; their sizes agree"]
+
+
+def _unknown_keys(checkpoint: Checkpoint) -> list[str]:
+    """What a newer peft may have written; this one passes over it."""
+    known = {field.name for field in dataclasses.fields(peft.LoraConfig)} | {"peft_version"}
+    unknown = sorted(key for key, value in checkpoint.own_config.items() if value and key not in known)
+    if not unknown:
+        return []
+    return [
+        f"adapter_config.json in {checkpoint.directory} sets {', '.join(unknown)}, which peft {peft.__version__} does "
+        "not know; the adapter is merged without"
+    ]
 
 
 def _size(shape: Iterable[int]) -> str:

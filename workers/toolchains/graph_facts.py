@@ -24,7 +24,8 @@ ZERO_POINTS = ("zero_points", "_zp", "zero_point", "qzeros")
 class GraphFacts:
     """Of one ONNX file.
 
-    `heads` and `key_value_heads` are those of its attention nodes, one set each; `reach` is the number of positions
+    `heads` and `key_value_heads` are those of its attention nodes, one set each, and `attention_scales` what they
+    multiply scores by, where they say so; `reach` is the number of positions
     that its rotary tables have, or None; `yardstick` names how coarsely its matrices are rounded (see
     workers.toolchains.source_model).
     """
@@ -33,6 +34,7 @@ class GraphFacts:
     key_value_heads: frozenset[int]
     reach: int | None
     yardstick: str
+    attention_scales: frozenset[float] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -51,15 +53,20 @@ def read_facts(model_file: Path) -> GraphFacts:
         BadArtifact: the file is no ONNX model.
     """
     graph = _load(model_file).graph
-    heads, key_value_heads = set(), set()
+    heads, key_value_heads, scales = set(), set(), set()
     for node in graph.node:
         if node.op_type in ATTENTION:
             numbers = {attribute.name: attribute.i for attribute in node.attribute}
             heads.add(int(numbers.get("num_heads", 0)))
             key_value_heads.add(int(numbers.get("kv_num_heads", 0)))
+            scales |= {attribute.f for attribute in node.attribute if attribute.name == "scale" and attribute.f}
     reaches = [int(tensor.dims[0]) for tensor in graph.initializer if "cos_cache" in tensor.name and tensor.dims]
     return GraphFacts(
-        frozenset(heads - {0}), frozenset(key_value_heads - {0}), max(reaches, default=None), _yardstick(graph)
+        frozenset(heads - {0}),
+        frozenset(key_value_heads - {0}),
+        max(reaches, default=None),
+        _yardstick(graph),
+        frozenset(scales),
     )
 
 

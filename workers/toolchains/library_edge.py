@@ -12,6 +12,7 @@ from olivepress.errors import BadCheckpoint, OlivepressError
 log = logging.getLogger(__name__)
 
 MESSAGE_CHARACTERS = 300
+RUST_PANIC = "PanicException"
 
 
 @contextmanager
@@ -32,7 +33,10 @@ def library_edge(problem: str, what_now: str) -> Iterator[None]:
             log.info("%s: %s", warning.category.__name__, warning.message)
     except (OlivepressError, MemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
+        # What Rust calls a panic, the tokenizers over a bad pattern, is no Exception in Python.
+        if not isinstance(error, Exception) and type(error).__name__ != RUST_PANIC:
+            raise
         log.info("the library said: %s: %s", type(error).__name__, error)
         said = " ".join(str(error).split())[:MESSAGE_CHARACTERS] or type(error).__name__
         raise BadCheckpoint(f"{problem} ({said}); {what_now}") from error

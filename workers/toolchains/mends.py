@@ -13,6 +13,11 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from workers.toolchains.replaced import replaced
 
+# Ways to stretch rotary embeddings that one set of frequencies describes.
+STRETCHED_ROPES = ("linear", "dynamic", "llama3", "yarn")
+FREQUENCIES, BASE = "frequencies", "base"
+FUSED_PAIRS = 8
+
 
 def mend_config(config: PreTrainedConfig) -> None:
     """Put the fields back where the builder looks for them; transformers 5 moved or left out some.
@@ -23,6 +28,7 @@ def mend_config(config: PreTrainedConfig) -> None:
     _flatten_rope_by_layer_type(config)
     _agree_on_original_context(config)
     _name_the_epsilon(config)
+    _write_multipliers_as_floats(config)
 
 
 def _mark_windowed_layers(config: PreTrainedConfig) -> None:
@@ -62,6 +68,13 @@ def _name_the_epsilon(config: PreTrainedConfig) -> None:
             config.rms_norm_eps = getattr(config, name)
 
 
+def _write_multipliers_as_floats(config: PreTrainedConfig) -> None:
+    # Granite's may be whole numbers in config.json; the graph then has attributes of a type that no operator takes.
+    for name in ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling"):
+        if isinstance(value := getattr(config, name, None), int):
+            setattr(config, name, float(value))
+
+
 def builder_mended() -> AbstractContextManager[None]:
     """The builder with its own mistakes put right, for the length of a conversion."""
     return replaced(
@@ -71,8 +84,10 @@ def builder_mended() -> AbstractContextManager[None]:
         (builder.Model, "make_tied_embeddings_init", _tie_embeddings),
         (builder.Model, "make_tied_quantized_embedding_input_names", _names_of_tied_weights),
         (builder.Model, "make_rope_init", _rope),
-        (builder.Model, "make_inv_freq_rescaled_with_ntk", _yarn_frequencies),
-        (builder.LlamaModel, "make_rope_init", _rope_of_llama),
+        (builder.Model, "make_inv_freq_rescaled", _rescaled_frequencies),
+        (builder.Model, "is_fused_rope_supported", _fuses_rope),
+        (builder.LlamaModel, "make_rope_init", _rope),
+        (builder.HunyuanDenseV1Model, "make_rope_init", _rope_of_hunyuan),
         (builder.SmolLM3Model, "make_attention", _attention_with_or_without_rope),
         (weight_only, "make_matmul_weight_only_node", _matmul_node),
     )
@@ -135,27 +150,48 @@ _original_rope = builder.Model.make_rope_init
 
 
 def _rope(model: builder.Model, config: PreTrainedConfig) -> None:
-    # Of YaRN the builder forgets the default values and the rounding of its range; transformers knows them.
-    _original_rope(model, config)
-    if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "yarn":
-        frequencies, scale = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"))
-        model.rope_attrs |= {"mscale": scale, "yarn_frequencies": frequencies}
+    """The angles that transformers turns by.
 
-
-def _yarn_frequencies(model: builder.Model, _: torch.Tensor) -> torch.Tensor:
-    frequencies: torch.Tensor = model.rope_attrs["yarn_frequencies"]
-    return frequencies
-
-
-_original_rope_of_llama = builder.LlamaModel.make_rope_init
-
-
-def _rope_of_llama(model: builder.LlamaModel, config: PreTrainedConfig) -> None:
-    # For Llama the builder knows Llama 3's way of stretching rope, and forgets those that it knows for all others.
-    if config.rope_parameters["rope_type"] in ("linear", "yarn"):
-        _rope(model, config)
+    The builder knows each way to stretch rope for some architectures only, rounds YaRN's otherwise and does not know
+    the one that depends on the length; that one has an effect beyond the context that config.json states, which is
+    where the built model ends.
+    """
+    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    if kind in STRETCHED_ROPES:
+        frequencies, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+        stretched = {FREQUENCIES: frequencies, BASE: model.rope_attrs["theta"]}
+        model.rope_attrs |= {"mscale": scale, "rescale_inv_freq": stretched}
     else:
-        _original_rope_of_llama(model, config)
+        _original_rope(model, config)
+
+
+_original_rope_of_hunyuan = builder.HunyuanDenseV1Model.make_rope_init
+
+
+def _rope_of_hunyuan(model: builder.HunyuanDenseV1Model, config: PreTrainedConfig) -> None:
+    # The builder knows HunYuan's own way, a base raised by `alpha`, and forgets those of all others.
+    is_own_way = config.rope_parameters["rope_type"] == "dynamic" and config.rope_parameters.get("alpha")
+    (_original_rope_of_hunyuan if is_own_way else _rope)(model, config)
+
+
+_original_rescaling = builder.Model.make_inv_freq_rescaled
+
+
+def _rescaled_frequencies(model: builder.Model, frequencies: torch.Tensor) -> torch.Tensor:
+    stretched = model.rope_attrs["rescale_inv_freq"]
+    if FREQUENCIES not in stretched:
+        return _original_rescaling(model, frequencies)
+    # Gemma 3: the windowed layers turn by another base, and are never stretched.
+    return stretched[FREQUENCIES] if model.rope_attrs["theta"] == stretched[BASE] else frequencies
+
+
+_original_fused_rope = builder.Model.is_fused_rope_supported
+
+
+def _fuses_rope(model: builder.Model) -> bool:
+    # The attention's own rope turns a multiple of 8 pairs only; the operator beside it turns any number.
+    turned = model.rope_attrs["rotary_embedding_dim"] or model.head_size
+    return bool(_original_fused_rope(model)) and turned // 2 % FUSED_PAIRS == 0
 
 
 _original_attention = builder.SmolLM3Model.make_attention

@@ -1,11 +1,12 @@
-"""A recipe's own passes of Olive: checked before anything runs, told to Olive, their model brought into our form."""
+"""A recipe's own passes of Olive: checked before anything runs, and run on an ONNX model."""
 
 import importlib
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 from olive.common.config_utils import ParamCategory
@@ -17,11 +18,14 @@ from onnx.external_data_helper import convert_model_to_external_data
 from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import ValidationError
 
-from olivepress.errors import BadRecipe
+from olivepress.errors import BadRecipe, ConversionFailed
+from olivepress.recipes import CALIBRATED_PASSES
+from workers.toolchains import olive_workflow
+from workers.toolchains.builder_pass import DATA_FILE, MODEL_FILE
 
 CPU = DEFAULT_CPU_ACCELERATOR.execution_provider
-CHECKPOINT_PASSES = "olive.passes.pytorch."
-ONNX_PASSES = "olive.passes.onnx."
+WorksOn = Literal["checkpoint", "onnx"]
+HOMES: dict[WorksOn, str] = {"checkpoint": "olive.passes.pytorch.", "onnx": "olive.passes.onnx."}
 # Where the pass's model goes is ours.
 EXTERNAL_DATA = "save_as_external_data"
 OUTPUT_OPTIONS = frozenset(
@@ -31,32 +35,54 @@ DATA_ENDS = ("data_config", "dataset", "data_dir")
 FIRST_EXTERNAL_BYTES = 1024
 
 
-def refuse_unrunnable(options: Mapping[str, Any]) -> None:
-    """Raise BadRecipe unless every pass that a recipe's build options name can run here.
+def refuse_unrunnable(passes: Iterable[Mapping[str, Any]], on: WorksOn, *, has_calibration: bool) -> None:
+    """Raise BadRecipe unless every one of a recipe's passes can run here.
+
+    Args:
+        passes: each {"type": name, "config": options}.
+        on: what they work on.
 
     Raises:
-        BadRecipe: names the pass and what it lacks: Olive does not know it, a package is missing, it wants data, it
-            runs code of the recipe's, an option is unknown or has a wrong value.
+        BadRecipe: names the pass and what it lacks: Olive does not know it, a package is missing, it wants data that
+            nobody gives, it runs code of the recipe's, an option is unknown or has a wrong value.
     """
-    passes = options.get("olive_passes") or {}
     installed = OlivePackageConfig.load_default_config()
-    for when, home in (("before", CHECKPOINT_PASSES), ("after", ONNX_PASSES)):
-        for one in passes.get(when, ()):
-            found = _installed(installed, one["type"])
-            _refuse_elsewhere(one["type"], found, when, home)
-            _refuse_without_packages(one["type"], found, installed.extra_dependencies)
-            _refuse_data(one, found)
-            _refuse_options(one, _pass_class(one["type"], found))
+    for one in passes:
+        found = _installed(installed, one["type"])
+        _refuse_elsewhere(one["type"], found, on)
+        _refuse_without_packages(one["type"], found, installed.extra_dependencies)
+        _refuse_data(one, found, has_calibration=has_calibration)
+        _refuse_options(one, _pass_class(one["type"], found))
 
 
-def workflow_passes(options: Mapping[str, Any], builder: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The `passes` of an Olive workflow: those before the builder, the builder itself, those after it."""
-    passes = options.get("olive_passes") or {}
-    names = [("before", one) for one in passes.get("before", ())]
-    ordered = {f"{when}_{number}": _entry(one) for number, (when, one) in enumerate(names, 1)}
-    ordered["build"] = builder
-    after = {f"after_{number}": _entry(one) for number, one in enumerate(passes.get("after", ()), 1)}
-    return ordered | after
+def run_on_onnx(model: Path, passes: Sequence[Mapping[str, Any]], output: Path, scratch: Path) -> None:
+    """Run passes over a model directory; `output` then holds theirs, in the same form.
+
+    Raises:
+        ConversionFailed: they gave no ONNX model.
+        Exception: whatever a pass raised.
+    """
+    beside = [file for file in sorted(model.iterdir()) if file.is_file() and not file.name.startswith(MODEL_FILE)]
+    handler = {
+        "type": "ONNXModel",
+        "model_path": str(model),
+        "onnx_file_name": MODEL_FILE,
+        "model_attributes": {"additional_files": [str(file) for file in beside]},
+    }
+    ordered = {
+        f"pass_{number}": {"type": one["type"], "config": dict(one["config"])} for number, one in enumerate(passes, 1)
+    }
+    saved = olive_workflow.run(handler, ordered, scratch)
+    if saved.onnx_file is None:
+        raise ConversionFailed(
+            f"the passes made a {saved.kind} of the model, not one ONNX model; leave out the pass that splits it"
+        )
+    gather_weights(saved.onnx_file, output / MODEL_FILE, DATA_FILE)
+    # A pass may name the old graph's weights among the files that go along.
+    written = [file for file in saved.beside if not file.name.startswith(MODEL_FILE)]
+    for file in (*beside, *written):
+        shutil.copyfile(file, output / file.name)
+    shutil.rmtree(scratch)
 
 
 def gather_weights(source: Path, target: Path, data_name: str) -> None:
@@ -71,10 +97,6 @@ def gather_weights(source: Path, target: Path, data_name: str) -> None:
     onnx.save_model(model, str(target))
 
 
-def _entry(one: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": one["type"], "config": dict(one["config"])}
-
-
 def _installed(installed: OlivePackageConfig, name: str) -> PassModuleConfig:
     found = installed.passes.get(name.lower())
     if found is None:
@@ -85,15 +107,15 @@ def _installed(installed: OlivePackageConfig, name: str) -> PassModuleConfig:
     return found
 
 
-def _refuse_elsewhere(name: str, found: PassModuleConfig, when: str, home: str) -> None:
+def _refuse_elsewhere(name: str, found: PassModuleConfig, on: WorksOn) -> None:
     if CPU not in found.supported_providers:
         offered = ", ".join(sorted(found.supported_providers))
         raise BadRecipe(f"the pass {name} is for {offered}, and models are built for the CPU here; leave it out")
     if found.run_on_target:
         raise BadRecipe(f"the pass {name} measures on the machine that it runs on, and no worker is that; leave it out")
-    if not found.module_path.startswith(home):
-        other = "after the ModelBuilder" if when == "before" else "before the ModelBuilder"
-        works_on = "the checkpoint" if when == "before" else "an ONNX model"
+    if not found.module_path.startswith(HOMES[on]):
+        other = "after the ModelBuilder" if on == "checkpoint" else "before the ModelBuilder"
+        works_on = "the checkpoint" if on == "checkpoint" else "an ONNX model"
         raise BadRecipe(f"the pass {name} does not work on {works_on}; write it {other}, or leave it out")
 
 
@@ -118,17 +140,29 @@ def _is_installed(wanted: str) -> bool:
         return False
 
 
-def _refuse_data(one: Mapping[str, Any], found: PassModuleConfig) -> None:
+def _refuse_data(one: Mapping[str, Any], found: PassModuleConfig, *, has_calibration: bool) -> None:
     name, needs = one["type"], found.dataset
     asked = [key for key, value in one["config"].items() if key.endswith(DATA_ENDS) and value is not None]
     if asked:
         raise BadRecipe(
-            f"the pass {name} is to read data ({asked[0]}); data sets of a hub are never fetched, and a workflow file "
-            "brings none: leave it out"
+            f"the pass {name} is to read data ({asked[0]}); data sets of a hub are never fetched, and calibrated "
+            "passes read the text that is submitted as 'calibration': leave it out"
         )
-    if needs in (DatasetRequirement.REQUIRED, DatasetRequirement.OPTIONAL) and name.lower() != "onnxquantization":
+    if name.lower() in CALIBRATED_PASSES:
+        if not has_calibration:
+            raise BadRecipe(
+                f"the pass {name} learns from text of the fine-tune's domain; submit some as 'calibration: FILE', or "
+                "leave the pass out"
+            )
+    elif name.lower() == "onnxquantization":
+        if one["config"].get("quant_mode", "static") != "dynamic":
+            raise BadRecipe(
+                "the pass OnnxQuantization needs data for the mode 'static', its default; write quant_mode: dynamic"
+            )
+    elif needs in (DatasetRequirement.REQUIRED, DatasetRequirement.OPTIONAL):
         raise BadRecipe(
-            f"the pass {name} needs a data set to calibrate with, and would fetch one from a hub; leave it out"
+            f"the pass {name} needs a data set to calibrate with, and would fetch one from a hub; leave it out, or "
+            "quantize the checkpoint with Gptq, which learns from text of your own"
         )
 
 

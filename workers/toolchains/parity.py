@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime_genai
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from olivepress.errors import ConversionFailed
 from workers.toolchains import rotary, side_by_side
@@ -87,6 +87,11 @@ def check(conversion: Conversion) -> Agreement:
     for logits, owner in ((seen.source, in_torch), (converted, conversion.model)):
         if not np.isfinite(logits).all():
             raise ConversionFailed(f"{owner} gives logits that are not finite; look for overflows in its weights")
+    if _is_constant(seen.source):
+        raise ConversionFailed(
+            f"{conversion.checkpoint} gives the same to every text or to every token, so it was never trained or a "
+            "part of it was lost; compare its norms and its embeddings with the base model's"
+        )
     if faults:
         more = f", and {len(faults) - FAULTS_SHOWN} more" if len(faults) > FAULTS_SHOWN else ""
         told = "; ".join(faults[:FAULTS_SHOWN]) + more
@@ -95,6 +100,12 @@ def check(conversion: Conversion) -> Agreement:
     _refuse_other_function(conversion, seen, converted, is_rounded=is_rewritten or stored.rounding is not None)
     log.info("%s", found)
     return found
+
+
+def _is_constant(logits: Logits) -> bool:
+    """Whether every text is followed by the same, or every token is as likely as every other."""
+    after_every_text = len(logits) > 1 and bool((logits == logits[:1]).all())
+    return after_every_text or bool((logits == logits[:, :1]).all())
 
 
 def _refuse_other_function(conversion: Conversion, seen: SideBySide, converted: Logits, *, is_rounded: bool) -> None:
@@ -116,9 +127,10 @@ def _refuse_other_function(conversion: Conversion, seen: SideBySide, converted: 
 
 
 def tokens_of_text(source: Path) -> list[int]:
-    """The fixed text in the source's own tokens, at most MAX_TOKENS of them."""
+    """The fixed text in the source's own tokens, at most MAX_TOKENS of them, and no more than it has room for."""
     tokenizer = AutoTokenizer.from_pretrained(source)
-    return list(tokenizer.encode(TEXT))[:MAX_TOKENS]
+    room = AutoConfig.from_pretrained(source).get_text_config().max_position_embeddings - 1
+    return list(tokenizer.encode(TEXT))[: max(1, min(MAX_TOKENS, room))]
 
 
 def model_logits(model: torch.nn.Module, tokens: list[int]) -> Logits:

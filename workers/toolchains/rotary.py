@@ -3,6 +3,8 @@
 A short text hardly tells a stretched rope from a plain one: the slow angles have not moved yet.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,13 +15,21 @@ COSINES = "cos_cache"
 # Two ways to multiply a position and a frequency in fp32 part by this much of a turn, for each position.
 TOLERANCE, TOLERANCE_A_POSITION = 2e-3, 1e-6
 # Ropes whose frequencies depend on how long the text is: the builder writes a table for each case.
-BY_LENGTH = ("longrope", "dynamic")
+BY_LENGTH = ("longrope",)
 STEP_SUFFIX = ".step"
+
+
+Rope = tuple[npt.NDArray[np.float32], float]
+"""Frequencies, and the factor that cosines and sines are multiplied by."""
 
 
 def faults(model: torch.nn.Module, stored: StoredWeights) -> list[str]:
     """What is wrong with the built model's tables of angles, one sentence each."""
-    ropes = _ropes(model)
+    return table_faults(ropes_of(model), stored)
+
+
+def table_faults(ropes: Sequence[Rope], stored: StoredWeights) -> list[str]:
+    """As `faults`, for the ropes of a source that is not at hand any more."""
     if not ropes:
         return []
     found = []
@@ -32,9 +42,9 @@ def faults(model: torch.nn.Module, stored: StoredWeights) -> list[str]:
     return found
 
 
-def _ropes(model: torch.nn.Module) -> list[tuple[npt.NDArray[np.float32], float]]:
-    """(frequencies, factor) of each kind of layer; none where they depend on the text's length."""
-    ropes = []
+def ropes_of(model: torch.nn.Module) -> list[Rope]:
+    """Those of each kind of layer; none where they depend on the text's length."""
+    ropes: list[Rope] = []
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
         if kinds is None or any(kind in BY_LENGTH for kind in (kinds.values() if isinstance(kinds, dict) else [kinds])):

@@ -4,7 +4,7 @@ One pass over the source does all of it, piece by piece: each of its matrices is
 the built model stores, and used for all three.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -52,7 +52,7 @@ def compare(model: torch.nn.Module, stored: StoredWeights, tokens: list[int], *,
         by_name: whether weights can be found by the builder's names; not after passes that rewrite its graph. Those
             that are not found are rounded here as most of the stored ones are, or to 8 bits.
     """
-    faults = _vector_faults(model, stored) if by_name else []
+    faults = vector_faults(vectors_of(model), stored) if by_name else []
     matrices = {name: module for name, module in model.named_modules() if _is_matrix(module)}
     rows = {name: module.weight.shape[0] for name, module in matrices.items()}
     head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
@@ -194,21 +194,26 @@ def _size(rows: torch.Tensor) -> str:
     return " × ".join(map(str, rows.shape))
 
 
-def _vector_faults(model: torch.nn.Module, stored: StoredWeights) -> list[str]:
-    """Norms and biases that the built model does not have, in the layer where they belong."""
+def vectors_of(model: torch.nn.Module) -> dict[str, npt.NDArray[np.float32]]:
+    """Norms and biases by name; a bias that is zero throughout is left out, as the builder does."""
+    vectors = {
+        name: parameter.detach().float().numpy() for name, parameter in model.named_parameters() if parameter.dim() == 1
+    }
+    return {name: vector for name, vector in vectors.items() if vector.any()}
+
+
+def vector_faults(vectors: Mapping[str, npt.NDArray[np.float32]], stored: StoredWeights) -> list[str]:
+    """Norms and biases of a source that the built model does not have, in the layer where they belong."""
     found = stored.vectors()
     numbers = [layer for layer in found if layer is not None]
     # The builder counts what follows the layers as one more layer.
     outside = found.get(None, []) + found.get(max(numbers, default=None), [])
     faults = []
-    for name, parameter in model.named_parameters():
-        vector = parameter.detach().float().numpy()
-        # A bias that is zero throughout is left out.
-        if vector.ndim == 1 and vector.any():
-            layer = layer_of(name)
-            held = outside if layer is None else found.get(layer, [])
-            if not any(_holds(candidate, form) for form in (vector, vector + 1) for candidate in held):
-                faults.append(f"'{name}' is not in it")
+    for name, vector in vectors.items():
+        layer = layer_of(name)
+        held = outside if layer is None else found.get(layer, [])
+        if not any(_holds(candidate, form) for form in (vector, vector + 1) for candidate in held):
+            faults.append(f"'{name}' is not in it")
     return faults
 
 

@@ -17,8 +17,10 @@ from olivepress.chat_template import DAY
 from olivepress.errors import BadCheckpoint
 from workers.measures.reference_file import Section, Yardstick, condensed
 from workers.measures.token_comparison import Logits, kl_divergences
+from workers.measures.weight_print import WeightPrint
 from workers.toolchains.library_edge import library_edge
 from workers.toolchains.rounding import Rounding, rounded
+from workers.toolchains.weight_prints import print_of
 
 ACTIVATION_BITS = 8
 # Rounding whole matrices to so many bits, from fine to coarse: each starts from the one before.
@@ -58,6 +60,14 @@ class SourceModel:
             "context_length": self.context_length,
             "stop_ids": self._stops,
             "tokenizer_stop_id": self._tokenizer.eos_token_id,
+            "attention_scales": sorted(
+                {
+                    round(float(module.scaling), 6)
+                    for module in self._model.modules()
+                    if hasattr(module, "q_proj") or hasattr(module, "qkv_proj")
+                    if isinstance(getattr(module, "scaling", None), float)
+                }
+            ),
             "zero_vectors": sorted(
                 parameter.numel()
                 for parameter in self._model.parameters()
@@ -67,6 +77,10 @@ class SourceModel:
                 parameter.dim() > 1 and not parameter.detach().any() for parameter in self._model.parameters()
             ),
         }
+
+    def weight_print(self) -> WeightPrint:
+        """The print of its weights."""
+        return print_of(self._model)
 
     def encode(self, text: str) -> list[int]:
         """Plain text in its tokens, without special ones."""

@@ -6,22 +6,24 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from olivepress.checkpoint_files import CONFIG
 from olivepress.checkpoints import Checkpoint, check_text_files
 from olivepress.errors import BadCheckpoint
-from olivepress.tokenizer_files import chat_template_text
+from olivepress.tokenizer_files import chat_template_text, has_tokenizer
 from workers.toolchains.architecture import ModelFacts
 from workers.toolchains.library_edge import library_edge
+from workers.toolchains.stop_tokens import check_stops
+from workers.toolchains.template_trial import try_template
 
 # Letters of both cases, digits, punctuation: what every chat is made of.
 SAMPLE = "Hello, world! The 3 quick brown foxes jump over 12 lazy dogs (at 7:45)."
 FOREIGN_SAMPLE = "Grüße aus Köln, ça va bien? 你好 🙂"
 TOKENIZER = "tokenizer.json"
 SAVE_TOKENIZER = "save the one the model was trained with: tokenizer.save_pretrained(...)"
-REPLACE_TEMPLATE = "put back the one that the model was trained with"
 CODE_SAMPLE = "def f(a, b):\n    return  a[2024] + b\n\n\nprint(f(1234, 56))\t# it's"
-MESSAGE = "olivepress asks a question"
 SMALLEST_VOCABULARY = 16
+# Of an adapter's base: an adapter's tokenizer may replace tokens that were kept free for that, and add some.
+SAME_WORDS_SHARE = 0.5
+DOUBLES_SHARE = 0.01
 # Gemma 3 text models carry the name of a token that only their image models have a row for.
 ROWLESS_TOKENS = frozenset({"<image_soft_token>"})
 
@@ -48,10 +50,15 @@ def check_tokenizer(checkpoint: Checkpoint, model: ModelFacts, chosen_template: 
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
     _check_vocabulary(directory, tokenizer, model.vocabulary_size)
-    _check_stop(checkpoint, tokenizer, model)
+    if checkpoint.base and directory == checkpoint.directory:
+        _check_same_words(checkpoint.directory, tokenizer, checkpoint.base.directory)
     tokenizer.chat_template = chat_template_text(directory, template)
-    _check_chat(directory / template, tokenizer)
-    return _check_round_trip(directory, tokenizer) + _cutting_notes(directory, tokenizer)
+    return [
+        *try_template(directory / template, tokenizer),
+        *check_stops(checkpoint, tokenizer, model),
+        *_check_round_trip(directory, tokenizer),
+        *_cutting_notes(directory, tokenizer),
+    ]
 
 
 def _check_vocabulary(directory: Path, tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> None:
@@ -60,6 +67,12 @@ def _check_vocabulary(directory: Path, tokenizer: PreTrainedTokenizerBase, embed
         raise BadCheckpoint(
             f"the tokenizer in {directory} knows only {len(ids)} tokens, so its files are empty or not the model's "
             f"own; {SAVE_TOKENIZER}"
+        )
+    twice = len(ids) - len(set(ids.values()))
+    if twice > DOUBLES_SHARE * len(ids):
+        raise BadCheckpoint(
+            f"the tokenizer in {directory} gives {twice:,} of its tokens the number of another, so text cannot be told "
+            f"from them; {SAVE_TOKENIZER}"
         )
     token, highest = max(ids.items(), key=lambda item: item[1])
     if highest >= embedding_rows:
@@ -71,38 +84,19 @@ def _check_vocabulary(directory: Path, tokenizer: PreTrainedTokenizerBase, embed
         )
 
 
-def _check_stop(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, model: ModelFacts) -> None:
-    config = checkpoint.model.directory / CONFIG
-    if not model.stop_ids and tokenizer.eos_token_id is None:
+def _check_same_words(adapter: Path, tokenizer: PreTrainedTokenizerBase, base: Path) -> None:
+    """See that an adapter's own tokenizer counts words as its base's does; it may have more."""
+    if not has_tokenizer(base):
+        return
+    with library_edge(f"the tokenizer in {base} cannot be loaded", SAVE_TOKENIZER):
+        below = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    own, given = tokenizer.get_vocab(), below.get_vocab()
+    same = sum(own.get(token) == number for token, number in given.items())
+    if same < SAME_WORDS_SHARE * len(given):
         raise BadCheckpoint(
-            f"neither {config} nor the tokenizer names an end-of-sequence token, so the model would never stop; set "
-            "'eos_token_id' there, or 'eos_token' in tokenizer_config.json"
+            f"the tokenizer in {adapter} gives {same:,} of the {len(given):,} tokens of its base {base} the same "
+            "number, so the adapter was trained on another base; give that one"
         )
-    for stop in model.stop_ids:
-        if not 0 <= stop < model.vocabulary_size:
-            raise BadCheckpoint(
-                f"{config} ends answers with token {stop}, and the model has only {model.vocabulary_size:,}; set "
-                "'eos_token_id' to the token it was trained with"
-            )
-        word = tokenizer.decode([stop])
-        if (
-            stop not in tokenizer.added_tokens_decoder
-            and stop not in tokenizer.all_special_ids
-            and word.strip().isalnum()
-        ):
-            raise BadCheckpoint(
-                f"{config} ends answers with token {stop}, which is the ordinary text '{word}'; set 'eos_token_id' to "
-                "the token it was trained with"
-            )
-
-
-def _check_chat(source: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    with library_edge(f"the chat template in {source} does not work", f"mend it, or {REPLACE_TEMPLATE}"):
-        chat = tokenizer.apply_chat_template(
-            [{"role": "user", "content": MESSAGE}], tokenize=False, add_generation_prompt=True
-        )
-    if MESSAGE not in chat:
-        raise BadCheckpoint(f"the chat template in {source} leaves out what the user says; {REPLACE_TEMPLATE}")
 
 
 def _check_round_trip(directory: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -30,6 +30,24 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("pk_leases")),
     )
     op.create_table(
+        "signing_keys",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("public_key", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("endorsed_by", sa.Text(), nullable=True),
+        sa.Column("endorsement", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_signing_keys")),
+    )
+    op.create_table(
+        "quotas",
+        sa.Column("team", sa.Text(), nullable=False),
+        sa.Column("max_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("max_versions", sa.Integer(), nullable=True),
+        sa.Column("max_jobs", sa.Integer(), nullable=True),
+        sa.Column("updated_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("team", name=op.f("pk_quotas")),
+    )
+    op.create_table(
         "models",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("team", sa.Text(), nullable=False),
@@ -44,6 +62,12 @@ def upgrade() -> None:
         sa.Column("digest", sa.Text(), nullable=False),
         sa.Column("prompts", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("digest", name=op.f("pk_prompt_sets")),
+    )
+    op.create_table(
+        "calibrations",
+        sa.Column("digest", sa.Text(), nullable=False),
+        sa.Column("entries", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_calibrations")),
     )
     op.create_table(
         "workers",
@@ -77,15 +101,32 @@ def upgrade() -> None:
         sa.Column("recipe_name", sa.Text(), nullable=False),
         sa.Column("precision", sa.Text(), nullable=False),
         sa.Column("family", sa.Text(), nullable=False),
-        sa.Column("job_id", sa.Integer(), nullable=False),
+        sa.Column("job_id", sa.Integer(), nullable=True),
+        sa.Column("verdict", sa.Text(), nullable=False),
         sa.Column("report", sa.JSON(), nullable=False),
         sa.Column("provenance", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("flags", sa.JSON(), nullable=False),
+        sa.Column("deprecated_at", sa.Double(), nullable=True),
+        sa.Column("deprecated_by", sa.Text(), nullable=True),
+        sa.Column("deprecated_reason", sa.Text(), nullable=True),
+        sa.Column("successor", sa.Text(), nullable=True),
+        sa.Column("deleted_at", sa.Double(), nullable=True),
+        sa.Column("deleted_by", sa.Text(), nullable=True),
+        sa.Column("deleted_reason", sa.Text(), nullable=True),
+        sa.Column("files_until", sa.Double(), nullable=True),
         sa.ForeignKeyConstraint(["model_id"], ["models.id"], name=op.f("fk_versions_model_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_versions")),
         sa.UniqueConstraint("model_id", "number", name=op.f("uq_versions_model_id_number")),
-        sa.UniqueConstraint("model_id", "package_digest", name=op.f("uq_versions_model_id_package_digest")),
     )
+    with op.batch_alter_table("versions", schema=None) as batch_op:
+        batch_op.create_index(
+            "uq_versions_kept_package",
+            ["model_id", "package_digest"],
+            unique=True,
+            sqlite_where=sa.text("deleted_at IS NULL"),
+            postgresql_where=sa.text("deleted_at IS NULL"),
+        )
     op.create_table(
         "aliases",
         sa.Column("model_id", sa.Integer(), nullable=False),
@@ -97,9 +138,31 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("model_id", "name", name=op.f("pk_aliases")),
     )
     op.create_table(
+        "alias_moves",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("model_id", sa.Integer(), nullable=False),
+        sa.Column("alias", sa.Text(), nullable=False),
+        sa.Column("cause", sa.Text(), nullable=False),
+        sa.Column("from_version_id", sa.Integer(), nullable=True),
+        sa.Column("to_version_id", sa.Integer(), nullable=True),
+        sa.Column("moved_at", sa.Double(), nullable=False),
+        sa.Column("moved_by", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("overridden", sa.JSON(), nullable=False),
+        sa.ForeignKeyConstraint(["from_version_id"], ["versions.id"], name=op.f("fk_alias_moves_from_version_id")),
+        sa.ForeignKeyConstraint(["model_id"], ["models.id"], name=op.f("fk_alias_moves_model_id")),
+        sa.ForeignKeyConstraint(["to_version_id"], ["versions.id"], name=op.f("fk_alias_moves_to_version_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_alias_moves")),
+    )
+    with op.batch_alter_table("alias_moves", schema=None) as batch_op:
+        batch_op.create_index("ix_alias_moves_of_alias", ["model_id", "alias", "id"], unique=False)
+
+    op.create_table(
         "jobs",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("batch_id", sa.Integer(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("subject_version_id", sa.Integer(), nullable=True),
         sa.Column("team", sa.Text(), nullable=False),
         sa.Column("checkpoint_name", sa.Text(), nullable=False),
         sa.Column("checkpoint_path", sa.Text(), nullable=False),
@@ -111,8 +174,13 @@ def upgrade() -> None:
         sa.Column("pool", sa.Text(), nullable=True),
         sa.Column("chat_template", sa.Text(), nullable=True),
         sa.Column("prompts_digest", sa.Text(), nullable=True),
+        sa.Column("calibration_digest", sa.Text(), nullable=True),
+        sa.Column("soak", sa.JSON(), nullable=True),
+        sa.Column("ladder", sa.JSON(), nullable=True),
+        sa.Column("rung", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("is_fresh", sa.Boolean(), nullable=False),
+        sa.Column("predicted_bytes", sa.BigInteger(), nullable=True),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("cancel_requested", sa.Boolean(), nullable=False),
         sa.Column("error_class", sa.Text(), nullable=True),
@@ -122,6 +190,10 @@ def upgrade() -> None:
         sa.Column("finished_at", sa.Double(), nullable=True),
         sa.ForeignKeyConstraint(["batch_id"], ["batches.id"], name=op.f("fk_jobs_batch_id")),
         sa.ForeignKeyConstraint(["prompts_digest"], ["prompt_sets.digest"], name=op.f("fk_jobs_prompts_digest")),
+        sa.ForeignKeyConstraint(
+            ["calibration_digest"], ["calibrations.digest"], name=op.f("fk_jobs_calibration_digest")
+        ),
+        sa.ForeignKeyConstraint(["subject_version_id"], ["versions.id"], name=op.f("fk_jobs_subject_version_id")),
         sa.ForeignKeyConstraint(["version_id"], ["versions.id"], name=op.f("fk_jobs_version_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
         sqlite_autoincrement=True,
@@ -136,6 +208,7 @@ def upgrade() -> None:
         sa.Column("job_id", sa.Integer(), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
+        sa.Column("rung", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("team", sa.Text(), nullable=False),
         sa.Column("pool", sa.Text(), nullable=True),
@@ -240,10 +313,24 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_jobs_batch_id"))
 
     op.drop_table("jobs")
+    with op.batch_alter_table("alias_moves", schema=None) as batch_op:
+        batch_op.drop_index("ix_alias_moves_of_alias")
+
+    op.drop_table("alias_moves")
     op.drop_table("aliases")
+    with op.batch_alter_table("versions", schema=None) as batch_op:
+        batch_op.drop_index(
+            "uq_versions_kept_package",
+            sqlite_where=sa.text("deleted_at IS NULL"),
+            postgresql_where=sa.text("deleted_at IS NULL"),
+        )
+
     op.drop_table("versions")
     op.drop_table("workers")
+    op.drop_table("quotas")
+    op.drop_table("signing_keys")
     op.drop_table("prompt_sets")
+    op.drop_table("calibrations")
     op.drop_table("models")
     op.drop_table("leases")
     op.drop_table("batches")

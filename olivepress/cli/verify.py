@@ -1,0 +1,111 @@
+"""`olivepress verify`: is a version on this machine what its publisher signed?"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from olivepress import archive
+from olivepress.cli.options import AsJson
+from olivepress.cli.output import connect, download_bar, emit, say
+from olivepress.errors import BadManifest, NotFound
+from olivepress.known_keys import KnownKeys
+from olivepress.signing import PublicKey
+from olivepress.trust import Trust
+from olivepress.verification import Check, FindKey, Verification, archive_content, directory_content
+from olivepress.verification import verify as verify_content
+
+VERIFIED, WRONG, KEY_UNKNOWN = 0, 1, 5
+WIDTH = max(len(check) for check in Check)
+
+
+def verify(
+    path: Annotated[
+        Path, typer.Argument(metavar="DIR|FILE", help="A version that was pulled or installed, or its archive.")
+    ],
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="FILE", help="The publisher's public key in PEM; no other counts.")
+    ] = None,
+    stack: Annotated[
+        bool, typer.Option("--stack", help="Ask the stack for its keys, and rely on them as `olivepress pull` does.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Verify a version's files and its signature, offline.
+
+    Every file against its SHA-256 in SHA256SUMS and in the signed evidence, none missing, none added; the signature
+    against the keys that this machine knows; provenance and report against the digests that were signed.
+
+    [bold]Examples[/]
+      olivepress verify ./support-en
+      olivepress verify ~/.foundry/cache/models/olivepress/support-en-int4-3
+      olivepress verify support-en.tar --key publisher.pem --json
+
+    [bold]Exit codes[/]
+      0 verified             1 something is not as it was signed, or nothing is signed
+      4 nothing is there     5 all is right, but by a key that this machine does not know
+    """
+    if key is not None and stack:
+        raise BadManifest("say whose key counts: either --key FILE or --stack")
+    # Before gigabytes are read.
+    pinned = PublicKey.from_pem_file(key) if key else None
+    known = KnownKeys.default()
+    found = _verified(path, pinned, known, stack)
+    entry = known.find(found.evidence.key_id) if found.evidence else None
+    if as_json:
+        emit(_document(path, found) | {"key_known_for": entry.stack if entry else None})
+    else:
+        _show(path, found)
+        if found.wants_only_the_key:
+            say("all that is signed agrees; if you know the publisher's key, give it: --key FILE, or --stack")
+    raise typer.Exit(VERIFIED if found.is_verified else KEY_UNKNOWN if found.wants_only_the_key else WRONG)
+
+
+def _verified(path: Path, pinned: PublicKey | None, known: KnownKeys, stack: bool) -> Verification:
+    if not path.exists():
+        raise NotFound(f"there is no {path}; give the directory or the archive of a version")
+    with download_bar(path.name) as show:
+        content = directory_content(path, show) if path.is_dir() else archive_content(archive.read_archive(path), show)
+    if stack:
+        with connect() as client:
+            return verify_content(content, Trust.of(client, say).key)
+    return verify_content(content, _only(pinned) if pinned else _any_of(known))
+
+
+def _only(pinned: PublicKey) -> FindKey:
+    return lambda key_id: pinned if pinned.id == key_id else None
+
+
+def _any_of(known: KnownKeys) -> FindKey:
+    def find(key_id: str) -> PublicKey | None:
+        entry = known.find(key_id)
+        return entry.key if entry else None
+
+    return find
+
+
+def _show(path: Path, found: Verification) -> None:
+    what = f"{found.evidence.version} of team {found.evidence.team}" if found.evidence else str(path)
+    verdict = "verified" if found.is_verified else "NOT VERIFIED"
+    for finding in found.findings:
+        word = "right" if finding.is_right else "WRONG"
+        if finding.check is Check.SIGNATURE and found.wants_only_the_key:
+            word = "?"
+        typer.echo(f"  {finding.check:{WIDTH}}  {word:5}  {finding.detail}")
+    typer.echo(f"{what}: {verdict}")
+
+
+def _document(path: Path, found: Verification) -> dict[str, Any]:
+    evidence = found.evidence
+    return {
+        "path": str(path),
+        "is_verified": found.is_verified,
+        "team": evidence.team if evidence else None,
+        "version": evidence.version if evidence else None,
+        "signed_at": evidence.signed_at if evidence else None,
+        "key_id": evidence.key_id if evidence else None,
+        "findings": [
+            {"check": finding.check.value, "is_right": finding.is_right, "detail": finding.detail}
+            for finding in found.findings
+        ],
+    }

@@ -1,0 +1,87 @@
+"""The ladder of a job: the next recipe where the gates of one failed, and what every rung gave."""
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from olivepress.database.figures import figures_in
+from olivepress.database.sessions import DatabaseNow
+from olivepress.database.tables import JobRow, Json, StepRow
+from olivepress.gates import Verdict
+from olivepress.jobs import StepKind, StepState, rank
+from olivepress.recipes import Recipe
+from olivepress.registry import model_name
+from olivepress.steps import rung_plan
+
+
+def climb(session: Session, job: JobRow) -> bool:
+    """Put a job whose gates failed on the next rung: its steps come in front of publish.
+
+    Returns:
+        False if there is no further rung.
+    """
+    if not job.ladder or job.rung + 1 >= len(job.ladder):
+        return False
+    job.rung += 1
+    rung = job.ladder[job.rung]
+    recipe = Recipe.from_dict(rung["recipe"])
+    job.recipe, job.recipe_name = rung["recipe"], recipe.name
+    job.model_name = model_name(job.checkpoint_name, rung["suffix"])
+    is_publish = (StepRow.job_id == job.id) & (StepRow.kind == StepKind.PUBLISH)
+    publish = session.scalars(select(StepRow).where(is_publish).with_for_update()).one()
+    first, kinds = publish.position, rung_plan(recipe)
+    publish.position = first + len(kinds)
+    publish.rank = rank(job.priority, publish.position)
+    session.flush()
+    now = session.scalar(select(DatabaseNow())) or 0.0
+    session.add_all(
+        StepRow(
+            job_id=job.id,
+            kind=kind.value,
+            position=position,
+            rung=job.rung,
+            state=StepState.BLOCKED.value,
+            team=job.team,
+            pool=job.pool,
+            rank=rank(job.priority, position),
+            memory_bytes=0,
+            scratch_bytes=0,
+            run_at=now,
+            fence=0,
+            attempts=0,
+        )
+        for position, kind in enumerate(kinds, first)
+    )
+    session.flush()
+    return True
+
+
+def tried(session: Session, job_id: int) -> list[Json]:
+    """What was measured on each rung of a job's ladder so far, the first first; empty for a job without a ladder.
+
+    Returns:
+        {"recipe", "precision", "verdict", "size_bytes", "kl_divergence", "figures", "failed_gates": names} for each.
+    """
+    ladder = session.scalars(select(JobRow.ladder).where(JobRow.id == job_id)).one()
+    if not ladder:
+        return []
+    query = (
+        select(StepRow.rung, StepRow.result)
+        .where(StepRow.job_id == job_id, StepRow.kind == StepKind.VALIDATE, StepRow.state == StepState.SUCCEEDED)
+        .order_by(StepRow.rung)
+    )
+    return [_rung_view(ladder[rung]["recipe"], result or {}) for rung, result in session.execute(query)]
+
+
+def _rung_view(recipe: dict[str, Any], result: dict[str, Any]) -> Json:
+    report = result.get("report", {})
+    return {
+        "recipe": recipe["name"],
+        "precision": recipe["precision"],
+        "verdict": result.get("verdict"),
+        "size_bytes": report.get("size_bytes"),
+        "kl_divergence": (report.get("quality") or {}).get("kl_divergence"),
+        "figures": figures_in(report),
+        "failed_gates": [gate["name"] for gate in report.get("gates", ()) if gate["verdict"] == Verdict.FAILED],
+    }

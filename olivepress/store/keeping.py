@@ -1,0 +1,174 @@
+"""A store's parts one by one, for whoever looks after it: finds damage, takes it out of use, puts content back.
+
+A damaged part is never deleted. It goes to quarantine/, from where no reader takes it and no collector removes it: what
+is left of it may yet help somebody.
+"""
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from olivepress.store.artifacts import ArtifactStore
+from olivepress.store.directory import DirectoryStore
+from olivepress.store.durable import sync_directory, write_whole
+from olivepress.store.places import stored_files
+
+NOTE = "check.json"
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """A chunk, or the manifest of an artifact, by the SHA-256 that names it."""
+
+    sha256: str
+    is_manifest: bool = False
+
+
+@dataclass(frozen=True)
+class HeldPart:
+    """A part as a listing showed it: it may be gone by now."""
+
+    part: Part
+    size_bytes: int
+
+
+class Keeper(Protocol):
+    """Looks after one store. Raises ServiceUnavailable where a bucket does not answer, OSError where a disk fails."""
+
+    @property
+    def store(self) -> ArtifactStore:
+        """What it looks after."""
+
+    def manifests(self) -> Iterator[HeldPart]:
+        """Those in their places."""
+
+    def chunks(self, after: str = "") -> Iterator[HeldPart]:
+        """Those in their places whose names come after this one, in the order of their names."""
+
+    def read(self, part: Part) -> bytes:
+        """Its content as it is in its place. Raises: FileNotFoundError, OSError (the disk cannot read it)."""
+
+    def is_right(self, part: Part) -> bool:
+        """Whether its content has the SHA-256 that names it. Raises: FileNotFoundError, OSError."""
+
+    def copies(self, part: Part) -> Iterator[bytes]:
+        """What else the store has under this name, in its trash and its quarantine; it may be damaged, too."""
+
+    def put(self, part: Part, content: bytes) -> None:
+        """Puts right content into its place; what is there goes to the quarantine. Raises: DiskFull."""
+
+    def quarantine(self, part: Part) -> bool:
+        """Takes a damaged part out of use; False if it is right by now, or gone."""
+
+    def quarantined(self) -> int:
+        """How many parts lie in the quarantine."""
+
+    def read_note(self) -> bytes | None:
+        """What a check has noted here of how far it came."""
+
+    def write_note(self, content: bytes | None) -> None:
+        """Notes how far a check came; None: it is over."""
+
+
+@dataclass(frozen=True)
+class DirectoryKeeper:
+    """Looks after a directory store."""
+
+    store: DirectoryStore
+
+    def manifests(self) -> Iterator[HeldPart]:
+        """See `Keeper.manifests`."""
+        return (HeldPart(Part(file.sha256, True), file.size_bytes) for file in self.store.places.manifests())
+
+    def chunks(self, after: str = "") -> Iterator[HeldPart]:
+        """See `Keeper.chunks`."""
+        for shelf in sorted((self.store.root / "chunks").iterdir()):
+            if shelf.name >= after[:2]:
+                for file in sorted(stored_files(shelf), key=lambda file: file.sha256):
+                    if file.sha256 > after:
+                        yield HeldPart(Part(file.sha256), file.size_bytes)
+
+    def read(self, part: Part) -> bytes:
+        """See `Keeper.read`."""
+        return self._home(part).read_bytes()
+
+    def is_right(self, part: Part) -> bool:
+        """See `Keeper.is_right`."""
+        return _is_right(self._home(part), part)
+
+    def copies(self, part: Part) -> Iterator[bytes]:
+        """See `Keeper.copies`."""
+        places = self.store.places
+        name = self._home(part).name
+        for path in (*places.trash.glob(f"*/{name}"), *places.quarantine.glob(f"{name}.*")):
+            with contextlib.suppress(OSError):
+                yield path.read_bytes()
+
+    def put(self, part: Part, content: bytes) -> None:
+        """See `Keeper.put`."""
+        home = self._home(part)
+        # A link, so that readers find the name all the time.
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                os.link(home, self._quarantine_path(home))
+            except FileNotFoundError:
+                raise
+            except OSError:  # a file system without hard links
+                self.quarantine(part)
+        with self.store.room_is_named(len(content)):
+            write_whole(home, content, self.store.places.tmp)
+        sync_directory(home.parent)
+        sync_directory(home.parent.parent)
+
+    def quarantine(self, part: Part) -> bool:
+        """See `Keeper.quarantine`."""
+        home = self._home(part)
+        aside = self._quarantine_path(home)
+        try:
+            home.rename(aside)
+        except FileNotFoundError:
+            return False
+        with contextlib.suppress(OSError):
+            # A writer may have put it right just before the rename.
+            if _is_right(aside, part):
+                aside.rename(home)
+                return False
+        sync_directory(home.parent)
+        return True
+
+    def quarantined(self) -> int:
+        """See `Keeper.quarantined`."""
+        return sum(1 for _ in self.store.places.quarantine.iterdir())
+
+    def read_note(self) -> bytes | None:
+        """See `Keeper.read_note`."""
+        with contextlib.suppress(FileNotFoundError):
+            return self._note().read_bytes()
+        return None
+
+    def write_note(self, content: bytes | None) -> None:
+        """See `Keeper.write_note`."""
+        if content is None:
+            self._note().unlink(missing_ok=True)
+        else:
+            write_whole(self._note(), content, self.store.places.tmp)
+
+    def _note(self) -> Path:
+        return self.store.root / NOTE
+
+    def _home(self, part: Part) -> Path:
+        places = self.store.places
+        return places.manifest(part.sha256) if part.is_manifest else places.chunk(part.sha256)
+
+    def _quarantine_path(self, home: Path) -> Path:
+        return self.store.places.quarantine / f"{home.name}.{secrets.token_hex(4)}"
+
+
+def _is_right(path: Path, part: Part) -> bool:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() == part.sha256

@@ -1,0 +1,119 @@
+"""A worker in one process, for a test that watches it from outside.
+
+The orders are a file with a JSON object: {"data_dir", "root": of the checkpoints, "steps": package of the steps' code, "preload": its module, "batches": manifests,
+"kill": whether the first conversion's process is killed}. All attempts of all jobs are run, as a worker runs them.
+What came of them is written into `data_dir`/outcome.json, progress as it was seen in the rows in between.
+"""
+
+import json
+import signal
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from sqlalchemy import select, update
+
+from olivepress.database.migrations import upgrade
+from olivepress.database.sessions import Database
+from olivepress.database.tables import AttemptRow, StepRow
+from olivepress.jobs import StepId, StepState
+from olivepress.manifest import parse_manifest
+from olivepress.submission import submit
+from tests.integration.execution_cases import runtime_over
+from workers import attempt
+from workers.child import StepCode
+from workers.child_process import describe_toolchain, start_forkserver
+from workers.runtime import Runtime
+
+LOOK_EVERY_S = 0.02
+DATABASE, WORKSPACES, OUTCOME = "olivepress.sqlite", "workspaces", "outcome.json"
+
+
+def main(file: Path) -> None:
+    """Run what the file says."""
+    orders = json.loads(file.read_text())
+    data_dir, code = Path(orders["data_dir"]), StepCode(orders["steps"], orders["preload"])
+    start_forkserver(code)
+    database = Database(f"sqlite:///{data_dir / DATABASE}")
+    upgrade(database)
+    runtime = runtime_over(database, data_dir, checkpoint_roots=orders["root"])
+    runtime.code = code
+    for batch in orders["batches"]:
+        submit(database, parse_manifest(batch), [Path("/")])
+    describe_toolchain(code)
+    seen: list[tuple[int, str, float]] = []
+    stop = threading.Event()
+    threads = [threading.Thread(target=_look, args=(database, seen, stop))]
+    if orders["kill"]:
+        threads.append(threading.Thread(target=_kill_a_conversion, args=(runtime.workspaces, stop)))
+    for thread in threads:
+        thread.start()
+    try:
+        left = _run_all(runtime)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    (data_dir / OUTCOME).write_text(json.dumps(_outcome(database, seen) | {"left": left}))
+    database.dispose()
+
+
+def _run_all(runtime: Runtime) -> list[str]:
+    """Run steps while any is queued; gives what attempts left of their workspaces."""
+    left: list[str] = []
+    while True:
+        with runtime.database.write() as session:
+            # The wait before another attempt is over.
+            session.execute(update(StepRow).where(StepRow.state == StepState.QUEUED).values(run_at=0.0))
+            queued = session.scalars(select(StepRow.id).where(StepRow.state == StepState.QUEUED).order_by(StepRow.id))
+            step_id = next(iter(queued), None)
+        if step_id is None:
+            return left
+        attempt.run(StepId(step_id), runtime)
+        left += [str(path) for path in runtime.workspaces.iterdir()]
+
+
+def _look(database: Database, seen: list[tuple[int, str, float]], stop: threading.Event) -> None:
+    """What a client would see of the running steps: phases and shares, each once."""
+    while not stop.wait(LOOK_EVERY_S):
+        with database.read() as session:
+            running = select(StepRow.id, StepRow.phase, StepRow.share).where(StepRow.state == StepState.RUNNING)
+            rows = [tuple(row) for row in session.execute(running) if row.phase is not None]
+        seen += [row for row in rows if row not in seen]
+
+
+def _kill_a_conversion(workspaces: Path, stop: threading.Event) -> None:
+    while not stop.wait(LOOK_EVERY_S):
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                directory = process.cwd()
+                # The builder writes there; the keeper, its parent, stays where the worker is.
+                if directory.startswith(str(workspaces)) and (Path(directory) / "builder").exists():
+                    process.send_signal(signal.SIGKILL)
+                    return
+
+
+def _outcome(database: Database, seen: list[tuple[int, str, float]]) -> dict[str, Any]:
+    columns = (
+        StepRow.id,
+        StepRow.job_id,
+        StepRow.kind,
+        AttemptRow.outcome,
+        AttemptRow.signal,
+        AttemptRow.error_message,
+        AttemptRow.log_tail,
+    )
+    query = select(*columns).join(AttemptRow, AttemptRow.step_id == StepRow.id).order_by(AttemptRow.id)
+    with database.read() as session:
+        attempts = [dict(row) for row in session.execute(query).mappings()]
+        states = dict(tuple(row) for row in session.execute(select(StepRow.id, StepRow.state)))
+        validated = select(StepRow.result).where(StepRow.kind == "validate", StepRow.result.is_not(None))
+        certificates = [result["report"]["certificate"] for result in session.scalars(validated)]
+    return {"attempts": attempts, "states": states, "progress": seen, "certificates": certificates}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
