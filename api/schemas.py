@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from olivepress.jobs import AttemptOutcome, JobState, StepKind, StepState
+from olivepress.jobs import AttemptOutcome, JobKind, JobState, StepKind, StepState
 from olivepress.registry import VerdictKind, VersionFlag
 
 
@@ -40,6 +40,7 @@ class Step(Answer):
     """One unit of a job."""
 
     kind: StepKind
+    rung: int = Field(description="The rung of the job's ladder that it belongs to, from 0.")
     state: StepState
     phase: str | None = Field(description="What a running step does just now.", examples=["building"])
     share: float | None = Field(description="How much of a running step is done, 0 to 1.")
@@ -69,15 +70,18 @@ class Figures(Answer):
 
 
 class Job(Answer):
-    """One checkpoint and one recipe."""
+    """One checkpoint and one recipe, or a ladder of recipes, of which it is on one at a time."""
 
     id: int
     batch_id: int
+    kind: JobKind
     team: str
     name: str = Field(description="The checkpoint's name.", examples=["support-en"])
     path: str = Field(examples=["/models/support-en"])
     base: str | None
-    recipe: str = Field(examples=["cpu-int4"])
+    recipe: str = Field(description="With a ladder, the rung's that it is on.", examples=["cpu-int4"])
+    rung: int = Field(description="The place in the ladder of the recipe that it is on, from 0.")
+    ladder: list[str] = Field(description="Recipes, the first whose gates pass counts; empty for one recipe.")
     model: str = Field(description="The name under which it is published.", examples=["support-en-int4"])
     version: str | None = Field(description="model:number, once published.", examples=["support-en-int4:1"])
     alias: str = Field(examples=["latest"])

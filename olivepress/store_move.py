@@ -34,8 +34,7 @@ def move(
         TransientError: retention or a repair is under way.
         DiskFull, ServiceUnavailable.
     """
-    if are_one(source.name, target.name):
-        raise PermanentError(f"{target.name} is, or lies in, the store that is to be moved; choose another place")
+    refuse_one(source.name, target.name)
     if not while_running:
         with database.read() as session:
             writers = who_writes(session)
@@ -51,10 +50,17 @@ def move(
         turn.give_back()
 
 
-def are_one(source: str, target: str) -> bool:
-    """Whether two stores' names mean one place, or one inside the other."""
+def refuse_one(source: str, target: str) -> None:
+    """Raises PermanentError where two stores' names mean one place, or one inside the other."""
+    if _are_one(source, target):
+        raise PermanentError(
+            f"{target} is the store that is to be moved, or one lies in the other; choose another place"
+        )
+
+
+def _are_one(source: str, target: str) -> bool:
     if source.startswith("s3://") or target.startswith("s3://"):
         one, other = f"{source.rstrip('/')}/", f"{target.rstrip('/')}/"
         return one.startswith(other) or other.startswith(one)
-    first, second = Path(source).resolve(), Path(target).resolve()
+    first, second = Path(source).resolve(), Path(target).expanduser().resolve()
     return first.is_relative_to(second) or second.is_relative_to(first)

@@ -41,12 +41,11 @@ def submit(database: Database, manifest: Manifest, roots: list[Path], idempotenc
         return known
     check_alias(manifest.alias)
     recipes = resolved_recipes(database, manifest)
-    suffixes = model_suffixes(recipes)
-    ladder = [Rung(recipe, suffixes[recipe.name]) for recipe in recipes] if manifest.ladder else []
+    ladder = [Rung(recipe, recipe.precision.value) for recipe in recipes] if manifest.ladder else []
     entries = [expanded for entry in manifest.checkpoints for expanded in _expand(entry, roots)]
     if len(entries) > MAX_CHECKPOINTS:
         raise BadManifest(f"the batch has {len(entries)} checkpoints, the most is {MAX_CHECKPOINTS}; split it")
-    wanted = _named_jobs(entries, recipes[:1] if ladder else recipes, suffixes)
+    wanted = _named_jobs(entries, recipes[:1] if ladder else recipes)
     for job in wanted:
         _check_job(job, manifest, ladder)
     with database.write() as session:
@@ -114,7 +113,8 @@ def _expand(entry: CheckpointEntry, roots: list[Path]) -> list[CheckpointEntry]:
     return [entry.model_copy(update={"path": path}) for path in found]
 
 
-def _named_jobs(entries: list[CheckpointEntry], recipes: list[Recipe], suffixes: dict[str, str]) -> list[WantedJob]:
+def _named_jobs(entries: list[CheckpointEntry], recipes: list[Recipe]) -> list[WantedJob]:
+    suffixes = model_suffixes(recipes)
     wanted: list[WantedJob] = []
     taken: dict[tuple[str, str], str] = {}
     for entry in entries:

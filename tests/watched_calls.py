@@ -90,6 +90,8 @@ class Call:
     target: str
     pid: int
     program: str
+    directory: str
+    """The process's working directory."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.target} by {self.program} ({self.pid})"
@@ -268,9 +270,7 @@ class _Watcher:
         piece = struct.unpack("=QQ", _memory(pid, pieces, 16)) if pieces and count else (0, 0)
         return self._send(name, pid, arguments[0], (to, to_bytes), piece)
 
-    def _send(
-        self, name: str, pid: int, descriptor: int, to: tuple[int, int], piece: tuple[int, int]
-    ) -> int | None:
+    def _send(self, name: str, pid: int, descriptor: int, to: tuple[int, int], piece: tuple[int, int]) -> int | None:
         target, is_inside, port = "", True, 0
         if to[0]:
             target, is_inside, port = _address(_memory(pid, to[0], min(to[1], 128)))
@@ -285,10 +285,11 @@ class _Watcher:
 
     @staticmethod
     def _note(calls: list[Call], name: str, target: str, pid: int) -> None:
-        program = "?"
+        program = directory = "?"
         with suppress(OSError):
             program = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
-        calls.append(Call(name, target, pid, program.strip()))
+            directory = os.readlink(f"/proc/{pid}/cwd")
+        calls.append(Call(name, target, pid, program.strip(), directory))
 
 
 def _memory(pid: int, address: int, count: int) -> bytes:

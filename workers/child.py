@@ -6,6 +6,7 @@ The worker imports this module too, to name `main`; nothing heavy is imported he
 import contextlib
 import errno
 import logging
+import multiprocessing
 import os
 import resource
 import sys
@@ -26,6 +27,18 @@ from workers.steps.context import StepContext
 
 # The kernel's choice when the machine runs out of memory: a step, not the worker that can tell of it.
 OOM_SCORE_ADJUSTMENT = 500
+# Where libraries put what nobody told them where to put. Each gets a directory of its own in the scratch.
+PLACES = {
+    "HOME": "home",
+    "TMPDIR": "tmp",
+    "XDG_CACHE_HOME": "cache",
+    "XDG_CONFIG_HOME": "config",
+    "XDG_DATA_HOME": "data",
+    "XDG_STATE_HOME": "state",
+    "HF_HOME": "hub",
+    "OLIVE_CACHE_DIR": "olive",
+    "TORCHINDUCTOR_CACHE_DIR": "torch",
+}
 
 
 @dataclass(frozen=True)
@@ -123,7 +136,7 @@ def _run(connection: Connection, request: ChildRequest) -> Success | Failure:
         scratch=request.scratch,
         exclusive_lock=request.exclusive_lock,
         inputs=request.inputs,
-        report_progress=lambda phase, share: connection.send(Progress(phase, share)),
+        report_progress=_Reported(connection),
     )
     try:
         _enter(request)
@@ -142,6 +155,21 @@ def _run(connection: Connection, request: ChildRequest) -> Success | Failure:
         return Failure(type(error).__name__, message, True, _cpu_s(), is_out_of_memory(error))
 
 
+class _Reported:
+    """Sends progress to the worker. Whatever the toolchain counts, a share lies in 0 to 1 and never goes back."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._last = Progress("", 0.0)
+
+    def __call__(self, phase: str, share: float) -> None:
+        # In this order also a share that is no number changes nothing.
+        told = Progress(phase, max(self._last.share, min(share, 1.0)))
+        if told != self._last:
+            self._connection.send(told)
+            self._last = told
+
+
 def _forkserver_pid() -> int:
     pid: int = import_module("workers.forkserver").FORKSERVER_PID
     return pid
@@ -158,12 +186,15 @@ def _enter(request: ChildRequest) -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJUSTMENT))
     os.chdir(request.scratch)
-    places = {"HOME": "home", "TMPDIR": "tmp", "XDG_CACHE_HOME": "cache", "HF_HOME": "hub", "OLIVE_CACHE_DIR": "olive"}
-    for variable, name in places.items():
+    for variable, name in PLACES.items():
         place = request.scratch / name
         place.mkdir(exist_ok=True)
         os.environ[variable] = str(place)
     tempfile.tempdir = str(request.scratch / "tmp")
+    # What is imported only now would leave its byte code beside the library.
+    sys.dont_write_bytecode = True
+    # A child of a forkserver makes semaphores with a name, for processes that are not there; those outlive it.
+    multiprocessing.set_start_method("fork", force=True)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )

@@ -6,8 +6,9 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 from multiprocessing.connection import wait
+from pathlib import Path
 from signal import SIGKILL, SIGTERM
 
 import structlog
@@ -48,6 +49,8 @@ def start_forkserver(code: child.StepCode) -> None:
         ["workers.forkserver", "workers.child", code.preload]
     )
     with _short_temporary_directory():
+        # torch makes its cache when it is imported. Here it goes with the forkserver's socket when the worker ends.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(util.get_temp_dir()) / "torch")
         forkserver.ensure_running()
 
 

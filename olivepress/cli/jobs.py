@@ -12,6 +12,7 @@ from olivepress.cli.tables import (
     attempts_table,
     duration,
     jobs_table,
+    ladder_text,
     size,
     size_change,
     state_text,
@@ -107,6 +108,8 @@ def _show_job(found: dict[str, Any], logs: list[dict[str, Any]], to: Console) ->
     if ingested := found["ingested"]:
         parts = (ingested.get("architecture"), ingested.get("dtype"), size(ingested.get("size_bytes")))
         facts["architecture"] = ", ".join(str(part) for part in parts if part)
+    if found["ladder"]:
+        facts["ladder"] = ladder_text(found)
     if found["version"]:
         figures = found["figures"] or {}
         sizes = size_change(figures.get("source_size_bytes"), figures.get("size_bytes"))

@@ -126,8 +126,8 @@ def objections(version: Json) -> list[str]:
     """What speaks against using a version."""
     # A stack of an older release says nothing of it.
     deprecated = version.get("deprecated") or {}
-    known = Standing(version["version"], version.get("flags") or {}, deprecated.get("reason"), deprecated.get("successor"))
-    return known.objections()
+    flags, reason, successor = version.get("flags") or {}, deprecated.get("reason"), deprecated.get("successor")
+    return Standing(version["version"], flags, reason, successor).objections()
 
 
 def _overridden(move: Json) -> list[str]:

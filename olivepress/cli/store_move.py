@@ -14,6 +14,7 @@ from olivepress.settings import Settings
 from olivepress.store import open_store, store_at
 from olivepress.store.moving import Moved
 from olivepress.store_move import move as move_store
+from olivepress.store_move import refuse_one
 
 SHOWN = 10
 
@@ -40,6 +41,7 @@ def move(
     settings = Settings()
     refuse_for_root(settings)
     database, source = Database(settings.database), open_store(settings)
+    refuse_one(source.name, to)  # before anything is made there
     target = store_at(settings, to, must_exist=False)
     try:
         with store_bar("copying") as show:

@@ -1,6 +1,6 @@
 """Tables and lines for people, from the JSON values that the client gives."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -8,7 +8,8 @@ from rich import box
 from rich.table import Column, Table
 from rich.text import Text
 
-from olivepress.jobs import JobState, StepState
+from olivepress.jobs import JobState, StepKind, StepState
+from olivepress.steps import ONCE_A_JOB
 
 Json = dict[str, Any]
 WAITS = " waits"
@@ -126,7 +127,7 @@ def steps_table(job: Json) -> Table:
     for step in job["steps"]:
         last = step["attempts"][-1] if step["attempts"] else {}
         table.add_row(
-            step["kind"],
+            _with_rung(step, job["ladder"]),
             state_text(step["state"]),
             _with_predicted(duration(step["seconds"]), duration(step["predicted_s"])),
             str(len(step["attempts"])),
@@ -135,6 +136,12 @@ def steps_table(job: Json) -> Table:
             _note(step),
         )
     return table
+
+
+def ladder_text(job: Json) -> str:
+    """What came of each recipe of a job's ladder: `cpu-int4 failed, cpu-int8 passed, cpu-fp16 not tried`."""
+    verdicts = {rung["recipe"]: rung["verdict"] for rung in (job["report"] or {}).get("rungs", ())}
+    return ", ".join(f"{recipe} {verdicts.get(recipe, 'not tried')}" for recipe in job["ladder"])
 
 
 def attempts_table(step: Json) -> Table:
@@ -287,6 +294,11 @@ def _note(step: Json) -> str:
     if step["waits_for"]:
         return str(step["waits_for"])
     return str(step["phase"] or "") if step["state"] == StepState.RUNNING else ""
+
+
+def _with_rung(step: Json, ladder: Sequence[str]) -> str:
+    is_of_a_rung = ladder and StepKind(step["kind"]) not in ONCE_A_JOB
+    return f"{step['kind']} {ladder[step['rung']]}" if is_of_a_rung else str(step["kind"])
 
 
 def _with_predicted(used: str, predicted: str) -> str:

@@ -1,8 +1,9 @@
 """Quotas of teams: what they may have, what they have, and the checks that no two transactions pass together."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from olivepress.database.sessions import DatabaseNow
@@ -79,6 +80,13 @@ def check_version(session: Session, team: str, size_bytes: int) -> None:
     quota = _locked(session, team)
     if not quota.is_unlimited:
         check_publication(team, quota, usage_of(session, team), size_bytes)
+
+
+def note_predictions(session: Session, job_ids: Sequence[int], sizes: Sequence[int]) -> None:
+    """Keep what new jobs are predicted to publish, in bytes; it counts as long as they are not over."""
+    rows = [{"id": job_id, "predicted_bytes": size} for job_id, size in zip(job_ids, sizes, strict=True) if size]
+    if rows:
+        session.execute(update(JobRow), rows)
 
 
 def limits_bytes(session: Session, team: str) -> bool:

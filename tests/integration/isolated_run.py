@@ -1,13 +1,13 @@
 """A worker in one process, for a test that watches it from outside.
 
-The orders are a file with a JSON object: {"data_dir", "root": of the checkpoints, "steps": package of the steps' code, "preload": its module, "batches": manifests,
-"kill": whether the first conversion's process is killed}. All attempts of all jobs are run, as a worker runs them.
-What came of them is written into `data_dir`/outcome.json, progress as it was seen in the rows in between.
+The orders are a JSON object: {"data_dir", "root": of the checkpoints, "steps": package of the steps' code, "preload":
+its module, "recipes": own ones, "batches": manifests, "validated": ids of the jobs that are seen through, the others
+being built and no more, "kill": whether the first conversion is killed}. What came of the attempts is written into
+`data_dir`/outcome.json, with the progress that was seen in the rows meanwhile.
 """
 
 import json
 import signal
-import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -16,11 +16,13 @@ from typing import Any
 import psutil
 from sqlalchemy import select, update
 
+from olivepress.database import recipes
 from olivepress.database.migrations import upgrade
 from olivepress.database.sessions import Database
 from olivepress.database.tables import AttemptRow, StepRow
-from olivepress.jobs import StepId, StepState
+from olivepress.jobs import StepId, StepKind, StepState
 from olivepress.manifest import parse_manifest
+from olivepress.recipe_files import parse_recipe
 from olivepress.submission import submit
 from tests.integration.execution_cases import runtime_over
 from workers import attempt
@@ -29,11 +31,12 @@ from workers.child_process import describe_toolchain, start_forkserver
 from workers.runtime import Runtime
 
 LOOK_EVERY_S = 0.02
+BUILDING = (StepKind.INGEST, StepKind.CONVERT, StepKind.QUANTIZE, StepKind.PACKAGE)
 DATABASE, WORKSPACES, OUTCOME = "olivepress.sqlite", "workspaces", "outcome.json"
 
 
 def main(file: Path) -> None:
-    """Run what the file says."""
+    """Do what the file says. Called with `python -c`, for children would import a program's file anew each."""
     orders = json.loads(file.read_text())
     data_dir, code = Path(orders["data_dir"]), StepCode(orders["steps"], orders["preload"])
     start_forkserver(code)
@@ -41,6 +44,9 @@ def main(file: Path) -> None:
     upgrade(database)
     runtime = runtime_over(database, data_dir, checkpoint_roots=orders["root"])
     runtime.code = code
+    for values in orders["recipes"]:
+        with database.write() as session:
+            recipes.add(session, "default", parse_recipe(values, "the test"))
     for batch in orders["batches"]:
         submit(database, parse_manifest(batch), [Path("/")])
     describe_toolchain(code)
@@ -52,7 +58,7 @@ def main(file: Path) -> None:
     for thread in threads:
         thread.start()
     try:
-        left = _run_all(runtime)
+        left = _run_all(runtime, orders["validated"])
     finally:
         stop.set()
         for thread in threads:
@@ -61,15 +67,16 @@ def main(file: Path) -> None:
     database.dispose()
 
 
-def _run_all(runtime: Runtime) -> list[str]:
+def _run_all(runtime: Runtime, validated: list[int]) -> list[str]:
     """Run steps while any is queued; gives what attempts left of their workspaces."""
+    wanted = StepRow.job_id.in_(validated) | StepRow.kind.in_(BUILDING)
     left: list[str] = []
     while True:
         with runtime.database.write() as session:
             # The wait before another attempt is over.
             session.execute(update(StepRow).where(StepRow.state == StepState.QUEUED).values(run_at=0.0))
-            queued = session.scalars(select(StepRow.id).where(StepRow.state == StepState.QUEUED).order_by(StepRow.id))
-            step_id = next(iter(queued), None)
+            queued = select(StepRow.id).where(StepRow.state == StepState.QUEUED, wanted).order_by(StepRow.id)
+            step_id = session.scalars(queued).first()
         if step_id is None:
             return left
         attempt.run(StepId(step_id), runtime)
@@ -97,23 +104,11 @@ def _kill_a_conversion(workspaces: Path, stop: threading.Event) -> None:
 
 
 def _outcome(database: Database, seen: list[tuple[int, str, float]]) -> dict[str, Any]:
-    columns = (
-        StepRow.id,
-        StepRow.job_id,
-        StepRow.kind,
-        AttemptRow.outcome,
-        AttemptRow.signal,
-        AttemptRow.error_message,
-        AttemptRow.log_tail,
-    )
+    of_attempt = (AttemptRow.outcome, AttemptRow.signal, AttemptRow.error_message, AttemptRow.log_tail)
+    columns = (StepRow.id, StepRow.job_id, StepRow.kind, *of_attempt)
     query = select(*columns).join(AttemptRow, AttemptRow.step_id == StepRow.id).order_by(AttemptRow.id)
     with database.read() as session:
         attempts = [dict(row) for row in session.execute(query).mappings()]
-        states = dict(tuple(row) for row in session.execute(select(StepRow.id, StepRow.state)))
         validated = select(StepRow.result).where(StepRow.kind == "validate", StepRow.result.is_not(None))
         certificates = [result["report"]["certificate"] for result in session.scalars(validated)]
-    return {"attempts": attempts, "states": states, "progress": seen, "certificates": certificates}
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    return {"attempts": attempts, "progress": seen, "certificates": certificates}

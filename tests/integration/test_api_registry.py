@@ -11,6 +11,7 @@ from olivepress.cli import orders, run
 from olivepress.client import Client
 from olivepress.database import version_flags
 from olivepress.database.sessions import Database
+from olivepress.database.versions import find_version
 from olivepress.errors import BadManifest, Guarded, NotFound, PermanentError
 from olivepress.registry import Order, VerdictKind, VersionFlag, VersionSearch
 from tests.integration.api_cases import KEY, Api, api_over, counted_queries, served
@@ -36,25 +37,25 @@ def client(api: Api, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
 
 
 def shelf(database: Database) -> None:
-    """Four models: two families, three precisions, one that failed, one deprecated, one flagged, one deleted."""
+    """Four models: two families, three precisions, one that failed, one deprecated, one flagged."""
     named = {"checkpoint": {"name": "Support_DE"}}
     publish(database, "1", name="support-int4", provenance=named)
     publish(database, "2", name="support-int4", provenance=named)
     publish(database, "3", name="legal-int8", precision="int8", family="llama")
     publish(database, "4", name="legal-fp16", precision="fp16", family="llama", report=FAILED)
-    old = publish(database, "5", name="tales-int4")
+    publish(database, "5", name="tales-int4")
     publish(database, "6", name="tales-int4")
     with database.write() as session:
         version_flags.deprecate(session, "default", version("support-int4:1"), Order("anna", "old"), None)
-        (flagged,) = (3,)
-        version_flags.flag(session, flagged, VersionFlag.DAMAGED, "a chunk is gone")
-    assert old.number == 1
+        _, flagged = find_version(session, "default", version("legal-int8:1"))
+        version_flags.flag(session, flagged.id, VersionFlag.DAMAGED, "a chunk is gone")
 
 
 class TestSearch:
-    @pytest.mark.parametrize(
-        ("search", "found"),
-        [
+    def test_models_that_have_such_a_version_are_found_with_the_newest_of_those(self, api: Api, client: Client) -> None:
+        shelf(api.database)
+
+        for search, found in [
             (VersionSearch(family="llama"), ["legal-fp16:1", "legal-int8:1"]),
             (VersionSearch(precision="int4"), ["support-int4:2", "tales-int4:2"]),
             (VersionSearch(verdict=VerdictKind.FAILED), ["legal-fp16:1"]),
@@ -69,14 +70,8 @@ class TestSearch:
             (VersionSearch(is_deprecated=False, family="qwen2"), ["support-int4:2", "tales-int4:2"]),
             (VersionSearch(is_flagged=True), ["legal-int8:1"]),
             (VersionSearch(is_flagged=False, family="llama"), ["legal-fp16:1"]),
-        ],
-    )
-    def test_models_that_have_such_a_version_are_found_with_the_newest_of_those(
-        self, api: Api, client: Client, search: VersionSearch, found: list[str]
-    ) -> None:
-        shelf(api.database)
-
-        assert [model["newest"]["version"] for model in client.models(search=search)] == found
+        ]:
+            assert [model["newest"]["version"] for model in client.models(search=search)] == found, search
 
     def test_deleted_versions_are_found_only_when_they_are_asked_for(self, api: Api, client: Client) -> None:
         shelf(api.database)
@@ -116,11 +111,9 @@ class TestSearch:
 
         assert [one["version"] for one in found["versions"]] == ["support-int4:1"]
 
-    @pytest.mark.parametrize("params", [{"verdict": "good"}, {"max_size": "-1"}, {"max_size": "big"}, {"text": ""}])
-    def test_what_cannot_be_searched_for_is_422(self, api: Api, params: dict[str, str]) -> None:
-        assert api.http.get("/v1/models", params=params).status_code == 422
-
-    def test_a_nul_finds_nothing(self, api: Api) -> None:
+    def test_what_cannot_be_searched_for_is_422_and_a_nul_finds_nothing(self, api: Api) -> None:
+        for params in ({"verdict": "good"}, {"max_size": "-1"}, {"max_size": "big"}, {"text": ""}):
+            assert api.http.get("/v1/models", params=params).status_code == 422, params
         assert api.get("/v1/models", text="a\0") == []
 
 
@@ -186,27 +179,23 @@ class TestChanges:
         with pytest.raises(PermanentError, match="is not deleted"):
             client.undelete_version(version("m-int4:2"))
 
-    @pytest.mark.parametrize(
-        ("method", "path", "body"),
-        [
+    def test_what_is_not_there_is_404(self, api: Api) -> None:
+        publish(api.database, "a")
+        for method, path, body in (
             ("put", "aliases/production", {"version": "9"}),
             ("put", "aliases/production", {"version": "99999999999999"}),
             ("post", "aliases/production/back", {}),
             ("put", "versions/9/deprecation", {"reason": "old"}),
             ("post", "versions/9/delete", {}),
             ("post", "versions/9/undelete", None),
-        ],
-    )
-    def test_what_is_not_there_is_404(self, api: Api, method: str, path: str, body: Any) -> None:
-        publish(api.database, "a")
-        assert api.http.request(method, f"/v1/models/m-int4/{path}", json=body).status_code == 404
+        ):
+            assert api.http.request(method, f"/v1/models/m-int4/{path}", json=body).status_code == 404, path
 
-    @pytest.mark.parametrize(
-        "body", [{}, {"version": "1", "force": "so"}, {"version": "1", "odd": 1}, {"version": "1", "reason": "a\nb"}]
-    )
-    def test_a_malformed_change_is_422_and_changes_nothing(self, api: Api, body: Any) -> None:
+    def test_a_malformed_change_is_422_and_changes_nothing(self, api: Api) -> None:
         publish(api.database, "a")
-        assert api.http.put("/v1/models/m-int4/aliases/production", json=body).status_code == 422
+        one = {"version": "1"}
+        for body in ({}, one | {"force": "so"}, one | {"odd": 1}, one | {"reason": "a\nb"}, one | {"by": ""}):
+            assert api.http.put("/v1/models/m-int4/aliases/production", json=body).status_code == 422, body
         assert [one["alias"] for one in api.get("/v1/models/m-int4/aliases")["aliases"]] == ["latest"]
 
 
@@ -293,9 +282,9 @@ class TestCommands:
         assert run(["models", "--text", "nothing"]) == 0
         assert "no model with such a version" in capsys.readouterr().err
 
-    @pytest.mark.parametrize(
-        "command",
-        [
+    def test_wrong_usage_is_code_2(self, api: Api, client: Client, capsys: Any) -> None:
+        publish(api.database, "a")
+        for command in (
             "models --max-size many",
             "models --verdict good",
             "delete m-int4",
@@ -304,12 +293,9 @@ class TestCommands:
             "promote m-int4:1",
             "promote m-int4:1 production --back",
             "promote m-int4:1 Production",
-        ],
-    )
-    def test_wrong_usage_is_code_2(self, api: Api, client: Client, command: str, capsys: Any) -> None:
-        publish(api.database, "a")
-        assert run(command.split()) == 2
-        assert capsys.readouterr().out == ""
+        ):
+            assert run(command.split()) == 2, command
+            assert capsys.readouterr().out == ""
 
     def test_what_is_not_there_is_code_4(self, client: Client, capsys: Any) -> None:
         for command in ("promote m:1 production", "aliases m", "delete m:1", "undelete m:1", "deprecate m:1 --undo"):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from olivepress.checkpoints import CheckpointKind
+from olivepress.errors import BadCheckpoint
 from tests.checkpoints import MODEL_TYPES, tiny_adapter, tiny_checkpoint
 from tests.integration.ingest_cases import (
     DOWN,
@@ -194,7 +195,7 @@ class TestUnusualAndSound:
 
         assert run(directory)["notes"] == [f"'{DOWN}' in {directory} is all zeros"]
 
-    def test_an_adapter_that_changes_nothing_is_noted(self, sound: Path, copy_of: Callable[[str], Path]) -> None:
+    def test_an_adapter_that_changes_nothing_is_refused(self, sound: Path, copy_of: Callable[[str], Path]) -> None:
         adapter = copy_of("lora")
 
         def zero(tensors: dict[str, torch.Tensor]) -> None:
@@ -204,7 +205,8 @@ class TestUnusualAndSound:
 
         edit_weights(adapter, zero, "adapter_model")
 
-        assert "changes nothing" in run(adapter, sound / "qwen2")["notes"][0]
+        with pytest.raises(BadCheckpoint, match="changes nothing: .* save it after the training"):
+            run(adapter, sound / "qwen2")
 
     def test_a_tokenizer_that_transformers_opens_by_other_rules_is_noted(self, copy_of: Callable[[str], Path]) -> None:
         directory = copy_of("qwen2")

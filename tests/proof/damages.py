@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from olivepress.foundry import sums_text
 from olivepress.checkpoint_files import hash_file
+from olivepress.foundry import sums_text
 from tests.artifacts import rewrite_json
 
 Array = npt.NDArray[Any]
 GRAPH, CONFIG = "model.onnx", "genai_config.json"
+FINE_TUNE, BASE, BOS = "fine_tune", "base", "bos"
 LLAMA3_TEMPLATE = (
     "{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
     "{{ message['content'] }}<|eot_id|>{% endfor %}<|start_header_id|>assistant<|end_header_id|>\n\n"
@@ -28,10 +29,10 @@ STALE_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Others:
-    """Packages of the same shapes that a damage takes something from."""
+    """Packages of the same shapes that a damage takes something from; None where the source has no relatives."""
 
-    fine_tune: Path
-    base: Path
+    fine_tune: Path | None = None
+    base: Path | None = None
 
 
 Change = Callable[[Path, Others], None]
@@ -43,6 +44,8 @@ class Damage:
 
     change: Change
     gate: str
+    needs: str | None = None
+    """A field of Others that it takes something from, or BOS: only a source whose conversations begin with one."""
 
 
 def tensors(directory: Path, start: str) -> dict[str, Array]:
@@ -54,8 +57,7 @@ def tensors(directory: Path, start: str) -> dict[str, Array]:
             kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
             offset = int(place.get("offset", 0))
             found[tensor.name] = np.memmap(directory / place["location"], kind, "r+", offset, tuple(tensor.dims))
-    if not found:
-        raise AssertionError(f"no tensor of {directory} begins with {start}")
+    assert found, f"no tensor of {directory} begins with {start}"
     return found
 
 
@@ -87,11 +89,11 @@ def exchanged(one: str, other: str) -> Change:
     return change
 
 
-def taken(start: str, whose: Callable[[Others], Path]) -> Change:
+def taken(start: str, whose: str) -> Change:
     """Tensors of another package of the same shapes."""
 
     def change(directory: Path, others: Others) -> None:
-        theirs = tensors(whose(others), start)
+        theirs = tensors(getattr(others, whose), start)
         for name, part in tensors(directory, start).items():
             part[...] = theirs[name]
 
@@ -108,12 +110,12 @@ def shuffled_rows(matrix: str) -> Change:
     return change
 
 
-def whole_graph(whose: Callable[[Others], Path]) -> Change:
+def whole_graph(whose: str) -> Change:
     """Graph and weights of another package."""
 
     def change(directory: Path, others: Others) -> None:
         for file in (GRAPH, f"{GRAPH}.data"):
-            shutil.copyfile(whose(others) / file, directory / file)
+            shutil.copyfile(getattr(others, whose) / file, directory / file)
 
     return change
 
@@ -217,18 +219,18 @@ QUALITY, FILES, FRAMING = "max_kl_over_rounding", "cross_check", "tokenizer_pari
 
 DAMAGES: dict[str, Damage] = {
     "a zeroed matrix": Damage(zeroed(DOWN), FILES),
-    "a matrix in disorder": Damage(noise(GATE), QUALITY),
-    "a matrix upside down": Damage(shuffled_rows(GATE), QUALITY),
+    "a matrix in disorder": Damage(noise(GATE), FILES),
+    "a matrix upside down": Damage(shuffled_rows(GATE), FILES),
     "one layer's matrix in another's place": Damage(
-        exchanged("model.layers.0.mlp.up_proj.MatMul.weight", f"{LAYER}mlp.up_proj.MatMul.weight"), QUALITY
+        exchanged("model.layers.0.mlp.up_proj.MatMul.weight", f"{LAYER}mlp.up_proj.MatMul.weight"), FILES
     ),
-    "a matrix 1.1 times as large": Damage(times(DOWN, 1.1), QUALITY),
-    "a norm of ones": Damage(lambda d, o: _fill(d, f"{LAYER}input_layernorm.weight", 1.0), QUALITY),
-    "another rope": Damage(other_rope, QUALITY),
-    "another attention scale": Damage(other_attribute("GroupQueryAttention", "scale", 2.0), QUALITY),
-    "weights of another fine-tune": Damage(whole_graph(lambda others: others.fine_tune), QUALITY),
-    "the weights of the base": Damage(whole_graph(lambda others: others.base), QUALITY),
-    "the head of another fine-tune": Damage(taken("lm_head.", lambda others: others.fine_tune), QUALITY),
+    "a matrix 1.1 times as large": Damage(times(DOWN, 1.1), FILES),
+    "a norm of ones": Damage(lambda d, o: _fill(d, f"{LAYER}input_layernorm.weight", 1.0), FILES),
+    "another rope": Damage(other_rope, FILES),
+    "another attention scale": Damage(other_attribute("GroupQueryAttention", "scale", 2.0), FILES),
+    "weights of another fine-tune": Damage(whole_graph(FINE_TUNE), QUALITY, FINE_TUNE),
+    "the weights of the base": Damage(whole_graph(BASE), QUALITY, BASE),
+    "the head of another fine-tune": Damage(taken("lm_head.", FINE_TUNE), QUALITY, FINE_TUNE),
     "a swapped tokenizer": Damage(swapped_ids(None), FRAMING),
     "two words of the tokenizer exchanged": Damage(swapped_ids(2), FRAMING),
     "a stale template": Damage(template(lambda text: STALE_TEMPLATE), FRAMING),
@@ -236,6 +238,7 @@ DAMAGES: dict[str, Damage] = {
     "a template that says more": Damage(
         template(lambda text: "{{ '<|im_start|>system\n' + 'Be brief.' + '<|im_end|>' + '\n' }}" + text), FRAMING
     ),
+    "a template without its first token": Damage(without_bos, FRAMING, BOS),
     "only one of the two templates stale": Damage(other_template_file, FILES),
     "a wrong end of answers": Damage(config(model__eos_token_id=5), FILES),
     "an end of answers too many": Damage(config(model__eos_token_id=[509, 40]), FILES),

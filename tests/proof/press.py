@@ -8,8 +8,8 @@ from typing import Any
 from olivepress.checkpoint_files import hash_file, relevant_files
 from olivepress.gates import GateLimits
 from olivepress.manifest import read_prompts
-from tests.artifacts import run_package, step_context
-from tests.checkpoints import tiny_adapter, tiny_checkpoint
+from tests.artifacts import rewrite_json, run_package, step_context
+from tests.checkpoints import CHAT_TEMPLATE, tiny_adapter, tiny_checkpoint
 from tests.integration.conversion_cases import run_convert
 from workers.steps import reference, validate
 from workers.steps.context import StepContext
@@ -48,12 +48,25 @@ class Press:
         tune = next(tune for tune in family.fine_tunes if tune.name == name)
         return Source(name, tune.path, tune.base, read_prompts(tune.prompts)[:PROMPTS])
 
-    def random(self, architecture: str, **config: Any) -> Source:
+    def random(self, architecture: str, *, tied: bool = True) -> Source:
         """A random checkpoint of this architecture."""
-        directory = self.root / "checkpoints" / architecture
+        directory = self.root / "checkpoints" / (architecture if tied else f"{architecture}-untied")
         if not directory.is_dir():
-            tiny_checkpoint(directory, architecture, **config)
-        return Source(architecture, directory)
+            tiny_checkpoint(directory, architecture, tied=tied)
+        return Source(directory.name, directory)
+
+    def random_with_bos(self) -> Source:
+        """A random checkpoint whose conversations begin with a token of their own."""
+        source = self.random("llama")
+        directory = self.root / "checkpoints" / "with-bos"
+        if not directory.is_dir():
+            shutil.copytree(source.path, directory)
+            rewrite_json(
+                directory / "tokenizer_config.json",
+                bos_token="<|endoftext|>",
+                chat_template="{{ bos_token }}" + CHAT_TEMPLATE,
+            )
+        return Source(directory.name, directory)
 
     def random_adapter(self, base: Source) -> Source:
         """A random LoRA adapter over a checkpoint."""
@@ -94,13 +107,13 @@ class Press:
         """The packaged model, to be damaged."""
         return Path(shutil.copytree(self.package(source, recipe), directory))
 
-    def validate(self, source: Source, artifact: Path, directory: Path, **gates: Any) -> dict[str, Any]:
+    def validate(self, source: Source, artifact: Path, directory: Path) -> dict[str, Any]:
         """The validate step's result, by the usual gates and with the source at hand."""
         context = step_context(directory, artifact)
         context.inputs["reference"] = self.reference(source)
         spec = {
             "prompts": source.prompts,
-            "gates": asdict(GateLimits(**gates)),
+            "gates": asdict(GateLimits()),
             "name": "candidate-1",
             "source_size_bytes": sum(file["size_bytes"] for file in hashed(source.path)),
             "soak": SOAK,

@@ -28,6 +28,7 @@ FIGURES = {
 def step_of(kind: str, state: str, **changes: Any) -> Json:
     step = {
         "kind": kind,
+        "rung": 0,
         "state": state,
         "phase": None,
         "share": None,
@@ -50,6 +51,9 @@ def job_of(job_id: int, state: JobState = JobState.SUCCEEDED, **changes: Any) ->
     job = {
         "id": job_id,
         "batch_id": 7,
+        "kind": "convert",
+        "rung": 0,
+        "ladder": [],
         "team": "default",
         "name": name,
         "path": f"/models/{name}",

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-
 from olivepress.sealing import Subject, overlay
 from olivepress.signing import SigningKey
 from olivepress.store import DirectoryStore, Manifest

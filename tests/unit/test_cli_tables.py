@@ -10,12 +10,14 @@ from olivepress.cli.tables import (
     duration,
     failure_lines,
     jobs_table,
+    ladder_text,
     number,
     prompts_passed,
     reuse_lines,
     size,
     size_change,
     step_text,
+    steps_table,
 )
 from olivepress.jobs import JobState
 from tests.unit.cli_cases import FIGURES, STEP_ORDER, batch_of, job_of, step_of
@@ -147,3 +149,18 @@ def test_figures_round_at_the_third_digit(value: float, text: str) -> None:
 def test_prompts_without_expectation_are_not_called_passed() -> None:
     assert prompts_passed({"prompts_with_expectation": 0, "prompts_passed": 0}) == "–"
     assert prompts_passed({}) == "–"
+
+
+def test_the_steps_of_a_ladder_name_their_rung_and_what_came_of_each() -> None:
+    ladder = ["cpu-int4", "cpu-int8", "cpu-fp16"]
+    kinds = [("ingest", 0), ("convert", 0), ("validate", 0), ("convert", 1), ("validate", 1), ("publish", 0)]
+    steps = [step_of(kind, "succeeded", rung=rung, attempts=[]) for kind, rung in kinds]
+    rungs = [{"recipe": "cpu-int4", "verdict": "failed"}, {"recipe": "cpu-int8", "verdict": "passed"}]
+    job = job_of(1, ladder=ladder, rung=1, recipe="cpu-int8", steps=steps, report={"rungs": rungs})
+
+    shown = "\n".join(rendered(steps_table(job)))
+
+    assert "convert cpu-int4" in shown
+    assert "validate cpu-int8" in shown
+    assert "publish cpu" not in shown
+    assert ladder_text(job) == "cpu-int4 failed, cpu-int8 passed, cpu-fp16 not tried"

@@ -159,7 +159,7 @@ def _stop_tokens(artifact: Path, source: Facts | None) -> Iterator[str]:
         if allowed and not (stops <= union and any(ids <= stops for ids in allowed)):
             yield (
                 f"{GENAI_CONFIG_FILE} ends answers with {_listed(stops)}, and the source with "
-                f"{' or '.join(_listed(ids) for ids in allowed)}"
+                f"{' or '.join(dict.fromkeys(map(_listed, allowed)))}"
             )
         return
     own = _tokenizers_stops(artifact)

@@ -9,7 +9,7 @@ from olivepress.checkpoint_files import LET_FINISH, hash_file, unreadable
 from olivepress.errors import CheckpointChanged
 from olivepress.recipes import Precision
 from workers.steps.context import StepContext
-from workers.toolchains import adapters, dequantized, olive, parity, rework, unpickled
+from workers.toolchains import adapters, checkpoint_passes, dequantized, olive, parity, unpickled
 from workers.toolchains.conversion import Conversion
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     source, done = (context.inputs["checkpoint"], 0.0) if is_quantized else _source(directory, base, spec, context)
     conversion = Conversion(directory, source, spec["build"], context.output, context.scratch / "olive")
     # What an Olive pass quantized is built as it is, integers and all; it is compared with what they stand for.
-    plain, _ = rework.plain_of(source, context.scratch / "widened")
+    plain, _ = checkpoint_passes.plain_of(source, context.scratch / "widened")
     if conversion.precision not in (Precision.INT4, Precision.INT8):
         conversion = replace(conversion, source=plain)
     olive.build(conversion, lambda share: context.report_progress("build", done + (BUILT - done) * share))
@@ -71,7 +71,7 @@ def _source(directory: Path, base: Path | None, spec: dict[str, Any], context: S
     passes = (spec["build"].get("olive_passes") or {}).get("before", ())
     if not passes:
         return source, done
-    work = rework.Rework(
+    work = checkpoint_passes.Rework(
         checkpoint=directory,
         source=source,
         passes=passes,
@@ -81,8 +81,8 @@ def _source(directory: Path, base: Path | None, spec: dict[str, Any], context: S
         scratch=context.scratch / "rework",
     )
     work.output.mkdir()
-    rework.run(work, lambda share: context.report_progress("quantize", done + (REWORKED - done) * share))
-    rework.check(work)
+    checkpoint_passes.run(work, lambda share: context.report_progress("quantize", done + (REWORKED - done) * share))
+    checkpoint_passes.check(work)
     return work.output, REWORKED
 
 

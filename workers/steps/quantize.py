@@ -7,10 +7,10 @@ from typing import Any
 
 from workers.steps.context import StepContext
 from workers.steps.convert import IN_FLOAT, plain_source, refuse_changed
-from workers.toolchains import olive, olive_passes, parity, rework
+from workers.toolchains import checkpoint_passes, olive, olive_passes, onnx_passes
 from workers.toolchains.conversion import Conversion
 from workers.toolchains.failures import told_as_conversion_failure
-from workers.toolchains.rework import Rework
+from workers.toolchains.parity import Agreement
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +55,10 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     return {"parity": asdict(agreement), "notes": []}
 
 
-def _quantize_checkpoint(
-    directory: Path, base: Path | None, spec: dict[str, Any], context: StepContext
-) -> parity.Agreement:
+def _quantize_checkpoint(directory: Path, base: Path | None, spec: dict[str, Any], context: StepContext) -> Agreement:
     # What a pass learns from must be what was trained, not what 16 bits would make of a merged adapter.
     source, done = plain_source(directory, base, spec | IN_FLOAT, context)
-    work = Rework(
+    work = checkpoint_passes.Rework(
         checkpoint=directory,
         source=source,
         passes=spec["quantize"]["passes"],
@@ -69,19 +67,17 @@ def _quantize_checkpoint(
         output=context.output,
         scratch=context.scratch / "rework",
     )
-    rework.run(work, lambda share: context.report_progress("quantize", done + (QUANTIZED - done) * share))
+    checkpoint_passes.run(work, lambda share: context.report_progress("quantize", done + (QUANTIZED - done) * share))
     context.report_progress("check", QUANTIZED)
-    return rework.check(work)
+    return checkpoint_passes.check(work)
 
 
-def _quantize_onnx(directory: Path, base: Path | None, spec: dict[str, Any], context: StepContext) -> parity.Agreement:
-    options, scratch = spec["quantize"], context.scratch / "olive"
+def _quantize_onnx(directory: Path, base: Path | None, spec: dict[str, Any], context: StepContext) -> Agreement:
+    options, before, scratch = spec["quantize"], context.inputs["artifact"], context.scratch / "olive"
     names = ", ".join(one["type"] for one in options["passes"])
     context.report_progress("quantize", 0.0)
     with told_as_conversion_failure(f"running {names} over the converted model of {directory}", WHAT_NOW):
-        olive_passes.run_on_onnx(context.inputs["artifact"], options["passes"], context.output, scratch)
+        onnx_passes.run(before, options["passes"], context.output, scratch)
     context.report_progress("check", QUANTIZED)
     source, _ = plain_source(directory, base, spec, context)
-    # With what the comparison must know: after these passes weights are not found by the builder's names.
-    made = {**spec["build"], **options, "olive_passes": {"before": [], "after": options["passes"]}}
-    return parity.check(Conversion(directory, source, made, context.output, scratch))
+    return onnx_passes.check(Conversion(directory, source, options, context.output, scratch), before)

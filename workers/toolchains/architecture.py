@@ -29,8 +29,8 @@ from workers.toolchains.weights import TORCH_DTYPES
 __all__ = ["ModelFacts", "check_adapter", "check_architecture", "supported_architectures", "vocabulary_of"]
 
 NAMES_SHOWN = 3
-# The builder writes a table of angles with a row for each position; the longest context that was trained: 10 million.
-LONGEST_CONTEXT = 2**24
+# The builder writes a table of angles with a row for each position: of the longest that fine-tunes have, gigabytes.
+LONGEST_CONTEXT = 2**22
 FLOATS = ("float32", "bfloat16", "float16", "float64")
 MEND_CONFIG = "put back the config.json that belongs to the weights"
 STARTS_FROM_BASE = ("pissa", "olora", "eva", "corda", "loftq", "lora_ga")

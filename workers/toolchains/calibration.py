@@ -16,9 +16,9 @@ from olivepress.errors import BadManifest
 log = logging.getLogger(__name__)
 
 DATASET = "olivepress_calibration"
-# Longer texts are cut. What attends further back changes little of what a matrix sees, and costs memory.
+# All texts are put one behind the other and cut into windows of one length: some passes take no others.
 WINDOW = 512
-# Of more text, an even part is taken: 64 windows. Measured: four times as much moved perplexity by less than 0.1 %.
+# Of more text, an even part is taken.
 MOST_TOKENS = 64 * WINDOW
 # Less says too little about which inputs matter: a pass fits its few directions and spoils the others.
 FEWEST_TOKENS = 256
@@ -27,7 +27,9 @@ Entry = Mapping[str, Any]
 
 
 def tokenized(entries: Sequence[Entry], checkpoint: Path, chat_template: str | None = None) -> list[list[int]]:
-    """Windows of tokens, at most MOST_TOKENS together; chats are written with the checkpoint's own template.
+    """Windows of tokens, all of one length, at most MOST_TOKENS together.
+
+    Chats are written with the checkpoint's own template.
 
     Args:
         entries: as `olivepress.calibration.CalibrationEntry` has them.
@@ -39,20 +41,16 @@ def tokenized(entries: Sequence[Entry], checkpoint: Path, chat_template: str | N
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
     if chat_template is not None:
         tokenizer.chat_template = chat_template
-    windows: list[list[int]] = []
-    for number, entry in enumerate(entries, 1):
-        tokens = _tokens(tokenizer, entry, number)
-        windows += [tokens[start : start + WINDOW] for start in range(0, len(tokens), WINDOW)]
-    # One token alone has nothing before it to attend to.
-    windows = [window for window in windows if len(window) > 1]
-    count = sum(map(len, windows))
-    if count < FEWEST_TOKENS:
+    tokens = [token for number, entry in enumerate(entries, 1) for token in _tokens(tokenizer, entry, number)]
+    if len(tokens) < FEWEST_TOKENS:
         raise BadManifest(
-            f"the calibration text has {count} tokens, too few to learn from ({FEWEST_TOKENS} at least, some thousands "
-            "are better); give more texts of the fine-tune's domain, or take a recipe without calibration"
+            f"the calibration text has {len(tokens)} tokens, too few to learn from ({FEWEST_TOKENS} at least, some "
+            "thousands are better); give more texts of the fine-tune's domain, or take a recipe without calibration"
         )
-    taken = windows[:: -(-count // MOST_TOKENS)]
-    log.info("calibrating with %d of %d tokens of the team's text", sum(map(len, taken)), count)
+    length = min(WINDOW, len(tokens))
+    windows = [tokens[start : start + length] for start in range(0, len(tokens) - length + 1, length)]
+    taken = windows[:: -(-len(windows) * length // MOST_TOKENS)]
+    log.info("calibrating with %d of %d tokens of the team's text", len(taken) * length, len(tokens))
     return taken
 
 
@@ -70,7 +68,8 @@ def data_config(windows: Sequence[Sequence[int]], file: Path) -> dict[str, Any]:
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, entry: Entry, number: int) -> list[int]:
     if entry.get("text") is not None:
-        return list(tokenizer.encode(entry["text"]))
+        ended = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        return [*tokenizer.encode(entry["text"]), *ended]
     messages = entry.get("messages") or _messages(entry)
     try:
         text = tokenizer.apply_chat_template(

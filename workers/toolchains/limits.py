@@ -9,15 +9,15 @@ import psutil
 
 from olivepress.errors import BadCheckpoint
 
-CPU_S = 10.0
+CPU_S = 5.0
 MEMORY_BYTES = 2**30
 # Again and again, for a library may swallow the first.
 AGAIN_AFTER_S = 0.5
 
 
 @contextmanager
-def limited(problem: str, what_now: str, *, cpu_s: float = CPU_S, memory_bytes: int = MEMORY_BYTES) -> Iterator[None]:
-    """Give this block so many seconds of CPU and so many bytes beside what the process has. Main thread only.
+def limited(problem: str, what_now: str) -> Iterator[None]:
+    """Give this block CPU_S seconds of CPU and MEMORY_BYTES beside what the process has. Main thread only.
 
     CPU and not the clock, so that a busy machine refuses nothing.
 
@@ -26,18 +26,18 @@ def limited(problem: str, what_now: str, *, cpu_s: float = CPU_S, memory_bytes: 
     """
 
     def give_up(*_: object) -> None:
-        raise BadCheckpoint(f"{problem} (it did not end within {cpu_s:g} s); {what_now}")
+        raise BadCheckpoint(f"{problem} (it did not end within {CPU_S:g} s); {what_now}")
 
     handler = signal.signal(signal.SIGVTALRM, give_up)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = psutil.Process().memory_info().vms + memory_bytes
+    most = psutil.Process().memory_info().vms + MEMORY_BYTES
     try:
         if hard == resource.RLIM_INFINITY or most < hard:
             resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-        signal.setitimer(signal.ITIMER_VIRTUAL, cpu_s, AGAIN_AFTER_S)
+        signal.setitimer(signal.ITIMER_VIRTUAL, CPU_S, AGAIN_AFTER_S)
         yield
     except MemoryError:
-        raise BadCheckpoint(f"{problem} (it asks for more than {memory_bytes / 2**20:,.0f} MiB); {what_now}") from None
+        raise BadCheckpoint(f"{problem} (it asks for more than {MEMORY_BYTES / 2**20:,.0f} MiB); {what_now}") from None
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, handler)

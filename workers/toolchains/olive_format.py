@@ -72,6 +72,24 @@ def widen(directory: Path, quantization: OliveQuantization, into: Path) -> dict[
     return roundings
 
 
+def with_zero_points(tensors: dict[str, torch.Tensor], quantization: OliveQuantization) -> dict[str, torch.Tensor]:
+    """The tensors of one file, with the zero points of symmetric matrices, which are left out, written out.
+
+    onnxruntime-genai 0.18's builder joins queries, keys and values and expects zero points there.
+    """
+    added = {}
+    for name, scales in tensors.items():
+        matrix = name.removesuffix(SCALES)
+        if not name.endswith(SCALES) or matrix + ZEROS in tensors or matrix + LEVELS not in tensors:
+            continue
+        bits = quantization.of(matrix, 0).bits
+        middle = sum(2 ** (bits - 1) << place for place in range(0, 8, bits))
+        added[matrix + ZEROS] = torch.full(
+            (scales.shape[0], -(-scales.shape[1] * bits // 8)), middle, dtype=torch.uint8
+        )
+    return tensors | added
+
+
 def unpacked(packed: torch.Tensor, bits: int) -> torch.Tensor:
     """Bytes to the levels in them, along the last axis; the first lies in the lowest bits."""
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
@@ -100,7 +118,9 @@ def _widened(
 
 def _write_others(directory: Path, into: Path) -> None:
     config = read_json(directory / CONFIG)
-    del config["quantization_config"]
+    if config.pop("quantization_config").get("tie_word_embeddings"):
+        # Olive unties them to quantize both, and ties their integers again.
+        config["tie_word_embeddings"] = True
     (into / CONFIG).write_text(json.dumps(config | {"dtype": "float32"}))
     for file in relevant_files(directory):
         if file.suffix != ".safetensors" and file.name not in (CONFIG, WEIGHTS_INDEX):

@@ -1,27 +1,21 @@
-"""A recipe's own passes of Olive: checked before anything runs, and run on an ONNX model."""
+"""A recipe's own passes of Olive, checked before anything runs."""
 
 import importlib
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
 from typing import Any, Literal
 
-import onnx
 from olive.common.config_utils import ParamCategory
 from olive.constants import DatasetRequirement
 from olive.hardware.accelerator import DEFAULT_CPU_ACCELERATOR
 from olive.package_config import OlivePackageConfig
 from olive.passes import Pass, PassModuleConfig
-from onnx.external_data_helper import convert_model_to_external_data
 from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import ValidationError
 
-from olivepress.errors import BadRecipe, ConversionFailed
+from olivepress.errors import BadRecipe
 from olivepress.recipes import CALIBRATED_PASSES
-from workers.toolchains import olive_workflow
-from workers.toolchains.builder_pass import DATA_FILE, MODEL_FILE
 
 CPU = DEFAULT_CPU_ACCELERATOR.execution_provider
 WorksOn = Literal["checkpoint", "onnx"]
@@ -32,7 +26,8 @@ OUTPUT_OPTIONS = frozenset(
     {EXTERNAL_DATA, "all_tensors_to_one_file", "external_data_name", "size_threshold", "convert_attribute"}
 )
 DATA_ENDS = ("data_config", "dataset", "data_dir")
-FIRST_EXTERNAL_BYTES = 1024
+# Olive says of them that they may read data, and they read none.
+DATALESS = frozenset({"quarot"})
 
 
 def refuse_unrunnable(passes: Iterable[Mapping[str, Any]], on: WorksOn, *, has_calibration: bool) -> None:
@@ -53,48 +48,6 @@ def refuse_unrunnable(passes: Iterable[Mapping[str, Any]], on: WorksOn, *, has_c
         _refuse_without_packages(one["type"], found, installed.extra_dependencies)
         _refuse_data(one, found, has_calibration=has_calibration)
         _refuse_options(one, _pass_class(one["type"], found))
-
-
-def run_on_onnx(model: Path, passes: Sequence[Mapping[str, Any]], output: Path, scratch: Path) -> None:
-    """Run passes over a model directory; `output` then holds theirs, in the same form.
-
-    Raises:
-        ConversionFailed: they gave no ONNX model.
-        Exception: whatever a pass raised.
-    """
-    beside = [file for file in sorted(model.iterdir()) if file.is_file() and not file.name.startswith(MODEL_FILE)]
-    handler = {
-        "type": "ONNXModel",
-        "model_path": str(model),
-        "onnx_file_name": MODEL_FILE,
-        "model_attributes": {"additional_files": [str(file) for file in beside]},
-    }
-    ordered = {
-        f"pass_{number}": {"type": one["type"], "config": dict(one["config"])} for number, one in enumerate(passes, 1)
-    }
-    saved = olive_workflow.run(handler, ordered, scratch)
-    if saved.onnx_file is None:
-        raise ConversionFailed(
-            f"the passes made a {saved.kind} of the model, not one ONNX model; leave out the pass that splits it"
-        )
-    gather_weights(saved.onnx_file, output / MODEL_FILE, DATA_FILE)
-    # A pass may name the old graph's weights among the files that go along.
-    written = [file for file in saved.beside if not file.name.startswith(MODEL_FILE)]
-    for file in (*beside, *written):
-        shutil.copyfile(file, output / file.name)
-    shutil.rmtree(scratch)
-
-
-def gather_weights(source: Path, target: Path, data_name: str) -> None:
-    """Write the model at `source` to `target`, its weights in one file of this name beside it, as the builder does.
-
-    A pass may have left them in the graph's own file, or under another name.
-    """
-    model = onnx.load(str(source))
-    convert_model_to_external_data(model, location=data_name, size_threshold=FIRST_EXTERNAL_BYTES)
-    # Its release number would be a second place for what the toolchain's fingerprint holds.
-    del model.metadata_props[:]
-    onnx.save_model(model, str(target))
 
 
 def _installed(installed: OlivePackageConfig, name: str) -> PassModuleConfig:
@@ -159,7 +112,7 @@ def _refuse_data(one: Mapping[str, Any], found: PassModuleConfig, *, has_calibra
             raise BadRecipe(
                 "the pass OnnxQuantization needs data for the mode 'static', its default; write quant_mode: dynamic"
             )
-    elif needs in (DatasetRequirement.REQUIRED, DatasetRequirement.OPTIONAL):
+    elif needs in (DatasetRequirement.REQUIRED, DatasetRequirement.OPTIONAL) and name.lower() not in DATALESS:
         raise BadRecipe(
             f"the pass {name} needs a data set to calibrate with, and would fetch one from a hub; leave it out, or "
             "quantize the checkpoint with Gptq, which learns from text of your own"
@@ -198,6 +151,11 @@ def _refuse_options(one: Mapping[str, Any], pass_class: type[Pass]) -> None:
             raise BadRecipe(
                 f"the option '{key}' of the pass {name} says where its model goes, which is ours; leave it out"
             )
+    if given.get("embeds"):
+        raise BadRecipe(
+            f"the option 'embeds' of the pass {name} would quantize the embeddings, and the builder reads none that "
+            "are; leave it out"
+        )
     if missing := [key for key, param in known.items() if param.required and key not in given]:
         raise BadRecipe(f"the pass {name} needs the option '{missing[0]}': {known[missing[0]].description}")
     try:
@@ -208,6 +166,10 @@ def _refuse_options(one: Mapping[str, Any], pass_class: type[Pass]) -> None:
         wrong = {str(item["loc"][0]): item["input"] for item in error.errors() if item["loc"]}
         told = ", ".join(f"{key}: {value!r}" for key, value in wrong.items())
         raise BadRecipe(f"the pass {name} does not take {told}; see Olive's documentation of the pass") from error
+    except AttributeError as error:
+        # What a check of Olive's does to an option that is not there.
+        names = ", ".join(sorted(set(known) - OUTPUT_OPTIONS))
+        raise BadRecipe(f"the pass {name} needs an option that is not given; it has: {names}") from error
     except (AssertionError, ValueError, TypeError, KeyError) as error:
         raise BadRecipe(f"the pass {name} does not take these options: {error}") from error
     if not is_possible:

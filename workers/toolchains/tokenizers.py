@@ -120,10 +120,12 @@ def _cutting_notes(directory: Path, tokenizer: PreTrainedTokenizerBase) -> list[
     """Where transformers puts the rules of the model's family in the place of those that tokenizer.json holds."""
     if not (directory / TOKENIZER).is_file():
         return []
-    with library_edge(f"{directory / TOKENIZER} cannot be opened", SAVE_TOKENIZER):
+    samples = (SAMPLE, FOREIGN_SAMPLE, CODE_SAMPLE)
+    with library_edge(f"{directory / TOKENIZER} cannot be used", SAVE_TOKENIZER):
         stored = Tokenizer.from_file(str(directory / TOKENIZER))
-    for sample in (SAMPLE, FOREIGN_SAMPLE, CODE_SAMPLE):
-        if stored.encode(sample, add_special_tokens=False).ids != tokenizer.encode(sample, add_special_tokens=False):
+        cut = [stored.encode(sample, add_special_tokens=False).ids for sample in samples]
+    for sample, ids in zip(samples, cut, strict=True):
+        if ids != tokenizer.encode(sample, add_special_tokens=False):
             name = type(tokenizer).__name__
             return [
                 f"{name}, as transformers opens {directory / TOKENIZER}, cuts text otherwise than the file itself says"
