@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.schemas import Answer
-from olivepress.registry import MoveCause, Order
+from olivepress.registry import MoveCause, Order, VerdictKind
 
 
 class Change(BaseModel):
@@ -99,3 +99,19 @@ class Undone(Answer):
 
     version: str
     was_undone: bool
+
+
+class Descendant(Answer):
+    """A version that came from a checkpoint."""
+
+    id: int = Field(description="For the next page.")
+    version: str
+    model: str
+    number: int
+    came_as: str = Field(pattern="^(checkpoint|base)$", description="Whether it was made of it, or of its adapter.")
+    checkpoint_digest: str | None
+    base_digest: str | None
+    recipe: str
+    verdict: VerdictKind
+    created_at: float
+    is_deleted: bool

@@ -68,6 +68,8 @@ def allowed_directory(path: str, roots: Sequence[str | Path]) -> Path:
             f"'{path}' is on a hub and this worker fetches nothing; download it into a directory under an allowed root "
             "and submit that"
         )
+    if not _is_text(path):
+        raise BadCheckpoint(f"the name '{path}' is no UTF-8 text; rename the folder")
     if "\0" in path or not Path(path).is_absolute():
         raise BadCheckpoint(
             f"'{path}' is no absolute path, and a worker has no directory to start from; give all of it"
@@ -108,6 +110,15 @@ def check_links(directory: Path, roots: Sequence[str | Path]) -> None:
                 raise BadCheckpoint(f"'{entry}' is a link to a file that is not there; copy the file itself")
             if not entry.is_file():
                 raise BadCheckpoint(f"'{entry}' is no regular file; replace it with one")
+
+
+def _is_text(path: str) -> bool:
+    # A name of other bytes comes from the operating system with lone surrogates, which nothing can store or send.
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is(test: Callable[[Path], bool], path: Path) -> bool:

@@ -1,8 +1,8 @@
 """Where a version comes from, as one JSON document: checkpoint, steps, artifacts, version, aliases. Pure.
 
-Each thing has an id, its kind and its digest: `checkpoint:1a2b…`, `artifact:3c4d…`. A step lists the ids that it used and
-the one that it made; what one step makes and another uses is the drawing. `schema_version` grows when a key changes its
-meaning or goes; new keys may come without that, so readers ignore keys that they do not know.
+Each thing has an id, its kind and its digest: `checkpoint:1a2b…`, `artifact:3c4d…`. A step lists ids of what it used
+and made; what one makes and another uses is the drawing. `schema_version` grows when a key changes its meaning or goes;
+new keys may come without that, so readers ignore keys that they do not know.
 """
 
 from typing import Any

@@ -1,11 +1,11 @@
 """A lineage as a drawing: one self-contained SVG, readable in light and dark. Pure.
 
-Steps stand in the middle, one below the other; what people gave is on the left, what steps made on the right. What is used
-by several steps has a line of its own beside the steps, from which branches lead to them, so that lines never cross a
-box. Everything that is written into the drawing is escaped.
+Steps stand in the middle, one below the other; what people gave is on the left, what steps made on the right. What
+steps use has a line of its own beside them, from which branches lead to them, so that lines never cross a box.
+Everything that is written into the drawing is escaped.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -26,11 +26,13 @@ CHARACTER_PX = 6.9
 PERSON_KINDS = frozenset({"checkpoint", "base", "prompts", "calibration", "recipe"})
 COLOURS = 4
 STYLE = """
-.lineage { --l-page: #ffffff; --l-card: #f6f7f3; --l-ink: #1d2419; --l-soft: #5c6655; --l-line: #c3c9ba; --l-good: #1f7a34;
-  --l-bad: #b3261e; --l-warn: #8a5a00; --l-0: #4a7a1e; --l-1: #b0631c; --l-2: #2f6c9e; --l-3: #8b4a9e; }
-@media (prefers-color-scheme: dark) { .lineage { --l-page: #14170f; --l-card: #1d2217; --l-ink: #e8ecdf; --l-soft: #a3ad96;
-  --l-line: #47503c; --l-good: #79cf85; --l-bad: #ff8d84; --l-warn: #e5b566; --l-0: #a3cf6b; --l-1: #eba968;
-  --l-2: #7db8e8; --l-3: #d09be0; } }
+.lineage { --l-page: #ffffff; --l-card: #f6f7f3; --l-ink: #1d2419; --l-soft: #5c6655; --l-line: #c3c9ba;
+  --l-good: #1f7a34; --l-bad: #b3261e; --l-warn: #8a5a00;
+  --l-0: #4a7a1e; --l-1: #b0631c; --l-2: #2f6c9e; --l-3: #8b4a9e; }
+@media (prefers-color-scheme: dark) { .lineage {
+  --l-page: #14170f; --l-card: #1d2217; --l-ink: #e8ecdf; --l-soft: #a3ad96; --l-line: #47503c;
+  --l-good: #79cf85; --l-bad: #ff8d84; --l-warn: #e5b566;
+  --l-0: #a3cf6b; --l-1: #eba968; --l-2: #7db8e8; --l-3: #d09be0; } }
 .lineage text { font: 12px system-ui, sans-serif; fill: var(--l-soft); }
 .lineage text.name { font-weight: 600; font-size: 13px; fill: var(--l-ink); }
 .lineage text.good { fill: var(--l-good); } .lineage text.bad { fill: var(--l-bad); }
@@ -111,7 +113,7 @@ def _planned(lineage: Json) -> _Plan:
 
 
 def _place_row(plan: _Plan, y: float, given: Sequence[Json], step: Json, made: Sequence[Json]) -> float:
-    """Place a step with what it was the first to use on its left and what it made on its right; where the next begins."""
+    """Place a step, on its left what it was the first to use, on its right what it made; where the next row begins."""
     height = max(STEP_H, _stack_height(len(given)), _stack_height(len(made)))
     box = _step_box(step, y + (height - STEP_H) / 2)
     plan.steps.append(box)
@@ -178,11 +180,15 @@ def _lines(lineage: Json, plan: _Plan) -> list[str]:
             if (made := plan.things.get(key)) is not None and made.x == RIGHT_X:
                 points = [(STEP_X + STEP_W, box.middle), (RIGHT_X - 22, box.middle), (RIGHT_X - 22, made.middle)]
                 found.append(_path([*points, (RIGHT_X, made.middle)], "line"))
-    for place, (key, users) in enumerate(_users(lineage, plan, LEFT_X)):
-        found += _lane(plan.things[key], users, LEFT_X + LEFT_W, STEP_X - LANE - (place % 5) * LANE_GAP, place, STEP_X)
-    for place, (key, users) in enumerate(_users(lineage, plan, RIGHT_X)):
-        lane = STEP_X + STEP_W + LANE + (place % 3) * LANE_GAP
-        found += _lane(plan.things[key], users, RIGHT_X, lane, place, STEP_X + STEP_W)
+    for x, lane_x, direction, lanes in (
+        (LEFT_X, STEP_X - LANE, -1, 5),
+        (RIGHT_X, STEP_X + STEP_W + LANE, 1, 3),
+    ):
+        users = _users(lineage, plan, x)
+        for place, (key, boxes) in enumerate(users):
+            lane = lane_x + direction * (place % lanes) * LANE_GAP
+            ends = [_entry(box, [one for one, used_by in users if box in used_by].index(key), x) for box in boxes]
+            found += _lane(plan.things[key], ends, lane, place)
     if plan.version is not None:
         if plan.steps:
             middle = STEP_X + STEP_W / 2
@@ -205,19 +211,20 @@ def _users(lineage: Json, plan: _Plan, x: float) -> list[tuple[str, list[_Box]]]
     return sorted(found.items(), key=lambda item: plan.things[item[0]].y)
 
 
-def _lane(thing: _Box, users: Iterable[_Box], from_x: float, lane_x: float, place: int, to_x: float) -> list[str]:
+def _entry(box: _Box, place: int, from_x: float) -> tuple[float, float]:
+    """Where the line of a step's first, second, … thing of one side ends; on the right its own arrow has the middle."""
+    if from_x == LEFT_X:
+        return STEP_X, box.y + 12 + (place % 5) * 11
+    return STEP_X + STEP_W, box.y + (14, 24, 48, 58)[place % 4]
+
+
+def _lane(thing: _Box, ends: Sequence[tuple[float, float]], lane_x: float, place: int) -> list[str]:
     """A line of its own from a thing, with a branch to each step that uses it."""
-    found = []
-    is_right = from_x == RIGHT_X
-    for box in users:
-        # Below the arrow by which the thing was made, or beside it.
-        start_y = thing.middle + (10 if is_right else 0)
-        end_y = box.y + 14 + (place % 4) * 12
-        if not is_right and box.y <= thing.middle <= box.y + box.height:
-            end_y = thing.middle
-        points = [(from_x, start_y), (lane_x, start_y), (lane_x, end_y), (to_x, end_y)]
-        found.append(_path(points, str(place % COLOURS)))
-    return found
+    is_right = thing.x == RIGHT_X
+    # Below the arrow by which the thing was made.
+    start = (RIGHT_X, thing.middle + 10) if is_right else (LEFT_X + LEFT_W, thing.middle)
+    colour = str(place % COLOURS)
+    return [_path([start, (lane_x, start[1]), (lane_x, end[1]), end], colour) for end in ends]
 
 
 def _path(points: Sequence[tuple[float, float]], colour: str) -> str:
@@ -254,9 +261,9 @@ def _drawn(box: _Box) -> str:
     ]
     lines = [line for line in box.lines if line[0]]
     top = box.y + (box.height - 17 * len(lines)) / 2 + 13
-    for place, (text, style) in enumerate(lines):
+    for row, (text, style) in enumerate(lines):
         shown = text if len(text) <= most else text[: most - 1] + "…"
-        found.append(f'<text x="{box.x + 12}" y="{top + 17 * place:.1f}" class="{style}">{escape(shown)}</text>')
+        found.append(f'<text x="{box.x + 12}" y="{top + 17 * row:.1f}" class="{style}">{escape(shown)}</text>')
     tip = "\n".join(filter(None, [*(text for text, _ in lines if len(text) > most), box.tip]))
     found.append(f"<title>{escape(tip)}</title></g>" if tip else "</g>")
     return "".join(found)

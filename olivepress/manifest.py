@@ -113,7 +113,8 @@ def _check_recipe(value: str | dict[str, Any]) -> str | dict[str, Any]:
     return value
 
 
-def _check_soak(value: str) -> str:
+def check_soak(value: str) -> str:
+    """The text, if it says how long a soak is. Raises: ValueError, as pydantic's validators do."""
     try:
         parse_soak(value)
     except BadManifest as error:
@@ -153,7 +154,7 @@ class Manifest(Strict):
     alias: str = LATEST
     pool: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,62}$")] | None = None
     """Only workers that offer this pool run its steps."""
-    soak: Annotated[str, AfterValidator(_check_soak)] | None = None
+    soak: Annotated[str, AfterValidator(check_soak)] | None = None
     """How long validate repeats sessions to see memory grow: 90s, 5m, 1h, or a number of sessions. Default: briefly."""
     fresh: bool = False
     """Validate anew even where the same artifact was validated before."""

@@ -70,6 +70,8 @@ class Settings(BaseSettings):
     shutdown_grace_s: float = Field(default=5.0, ge=0, le=3600)
     dispatch_every_s: float = Field(default=1.0, gt=0, le=60)
     signal_again_after_s: float = Field(default=15.0, gt=0)
+    recertify: str = Field(default="on", pattern="^(on|off)$")
+    """Whether versions that an alias points to are measured again once the runtime of all workers is another one."""
     log_format: str = Field(default="text", pattern="^(text|json)$")
 
     retention_every_s: float = Field(default=3600.0, ge=0)

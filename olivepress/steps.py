@@ -29,6 +29,8 @@ class JobFacts:
     calibration_digest: str | None = None
     soak: dict[str, Any] | None = None
     """How long the validation repeats sessions: {"minutes": m} or {"sessions": n}; None: briefly."""
+    family: str | None = None
+    """Of an import: the family that it is said to be of, where its own files say another."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ def ingest_location(
 def told_to_ingest(job: JobFacts) -> dict[str, Any]:
     """What ingest is told beside the paths; nothing where all is as usual, so that keys stay as they are."""
     chosen = {"chat_template": job.chat_template} if job.chat_template else {}
-    return chosen | ({"is_model": True} if job.kind is JobKind.IMPORT else {})
+    if job.kind is not JobKind.IMPORT:
+        return chosen
+    return chosen | {"is_model": True} | ({"family": job.family} if job.family else {})
 
 
 def ingest_key(file_identity: str, told: dict[str, Any], fingerprint: str) -> str:
@@ -169,7 +173,8 @@ def _asked_of_source(job: JobFacts) -> dict[str, Any]:
 def _packaging(job: JobFacts, done: Done) -> dict[str, Any]:
     ingested = done[StepKind.INGEST].result
     return {
-        "foundry": asdict(job.recipe.foundry),
+        # A model that was made elsewhere keeps its own settings.
+        "foundry": ingested.get("foundry") or asdict(job.recipe.foundry),
         "context_length": _capped(ingested["context_length"], job.recipe.context_length),
         "family": ingested["family"],
         **{key: ingested[key] for key in ("chat_template",) if key in ingested},

@@ -56,6 +56,8 @@ def serve(settings: Settings, code: StepCode | None = None) -> None:
             code=code,
             memory=memory_allowance.choose(offer.allowance_bytes),
         )
+        # The store's client has read those of the bucket now, and nobody else reads any.
+        secrets.forget()
         with database.write() as session:
             worker_rows.register(session, facts)
         log.info("worker_started", worker_id=facts.id, slots=facts.slots, pools=facts.pools)

@@ -17,7 +17,7 @@ from olivepress.database.workers import WorkerFacts
 from olivepress.jobs import digest_of
 from olivepress.process_identity import pid_space, started_at
 from olivepress.settings import Settings
-from workers.toolchains.versions import toolchain_versions
+from workers.toolchains.versions import fingerprint_of, toolchain
 
 # For the system, the worker itself and the forkserver's imports.
 RESERVE_BYTES = 2 * 2**30
@@ -25,9 +25,9 @@ RESERVE_BYTES = 2 * 2**30
 
 def describe(settings: Settings) -> WorkerFacts:
     """This process as a row of the workers table."""
-    toolchain = toolchain_versions() | {"python": platform.python_version()}
+    versions = toolchain()
     host = socket.gethostname()
-    fingerprint = digest_of([toolchain, platform.system(), platform.machine()])
+    fingerprint = fingerprint_of(versions)
     machine = hardware()
     return WorkerFacts(
         id=f"{host}-{os.getpid()}-{secrets.token_hex(3)}",
@@ -42,7 +42,7 @@ def describe(settings: Settings) -> WorkerFacts:
         fingerprint=fingerprint,
         timed_fingerprint=digest_of([fingerprint, machine["class"]]),
         hardware=machine,
-        toolchain=toolchain,
+        toolchain=versions,
         # The first warm child says it; see workers.app.
         architectures=[],
     )

@@ -32,8 +32,17 @@ def variables() -> frozenset[str]:
 @contextmanager
 def hidden() -> Iterator[None]:
     """Without them in the environment: what is started meanwhile does not inherit them."""
-    taken = {name: os.environ.pop(name) for name in variables() if name in os.environ}
+    taken = forget()
     try:
         yield
     finally:
         os.environ.update(taken)
+
+
+def forget() -> dict[str, str]:
+    """Take them out of the environment for good: a forkserver that ended is started again with what is there then.
+
+    Returns:
+        What was taken out.
+    """
+    return {name: os.environ.pop(name) for name in variables() if name in os.environ}

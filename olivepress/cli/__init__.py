@@ -68,6 +68,7 @@ class Commands(LazyGroup):
         "aliases": LazyCommand(
             "olivepress.cli.promote", "aliases", "Show where aliases point, and their history.", MODELS
         ),
+        "lineage": LazyCommand("olivepress.cli.lineage", "lineage", "Show where a version comes from.", MODELS),
         "report": LazyCommand("olivepress.cli.report", "report", "Show what was measured of a version.", MODELS),
         "compare": LazyCommand("olivepress.cli.report", "compare_versions", "Compare versions.", MODELS),
         "pull": LazyCommand("olivepress.cli.pull", "pull", "Download a version into a directory.", MODELS),

@@ -26,11 +26,13 @@ from olivepress.client import Client
 from olivepress.errors import ServiceUnavailable
 from olivepress.foundry_runtime import chat
 from olivepress.jobs import JobState
+from olivepress.known_keys import KnownKeys
 from olivepress.manifest import parse_manifest, read_prompts
 from olivepress.own_process import Program, ask
 from olivepress.registry import parse_reference
 from olivepress.services.stack import Stack
 from olivepress.settings import Settings
+from olivepress.trust import Trust
 
 RECIPES = ["cpu-int4", "cpu-int8"]
 DEATH_TOLD_WITHIN_S = 3.0
@@ -131,7 +133,9 @@ def _install_and_chat(
     if not published:
         return []
     job = published[0]
-    installed = install_version(client, client.version(parse_reference(job["version"])), cache_dir)
+    # Its stack has another address each time, which is no news for what this user relies on.
+    trust = Trust(client, KnownKeys(cache_dir.parent / "known_keys.json"), str(cache_dir.parent), is_local=True)
+    installed = install_version(client, client.version(parse_reference(job["version"])), cache_dir, trust)
     to.print(f"\nInstalled [bold]{installed.model_id}[/] into {cache_dir}; a chat through the Foundry Local runtime:")
     questions = [_question(prompt) for tune in family if tune.name == job["name"] for prompt in tune.prompts]
     exchanges = []

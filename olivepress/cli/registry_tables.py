@@ -110,6 +110,23 @@ def moves_table(moves: Iterable[Json]) -> Table:
     return table
 
 
+def descendants_table(versions: Iterable[Json]) -> Table:
+    """Versions that came from a checkpoint (as `Client.descendants` gives them)."""
+    table = plain_table(
+        "model:version", word("recipe"), word("came from it as"), word("verdict"), word("published"), "note"
+    )
+    for version in versions:
+        table.add_row(
+            version["version"],
+            version["recipe"],
+            version["came_as"],
+            state_text(version["verdict"]),
+            when(version["created_at"]),
+            "deleted" if version["is_deleted"] else NOTHING,
+        )
+    return table
+
+
 def standing_lines(version: Json) -> list[Text]:
     """What is known against a version, and whether it is deleted: a line each."""
     name = version["version"]

@@ -50,6 +50,24 @@ class ModelCalls(Transport):
         """
         return self.document("GET", version_place(wanted), params={"team": team})
 
+    def lineage(self, wanted: VersionReference, team: str = DEFAULT_TEAM) -> Json:
+        """Where a version comes from (see olivepress.lineage); also one that is deleted.
+
+        Raises:
+            NotFound: the team has no such model, version or alias.
+        """
+        return self.document("GET", f"{version_place(wanted)}/lineage", params={"team": team})
+
+    def descendants(self, digest: str, team: str = DEFAULT_TEAM) -> list[Json]:
+        """All versions that came from a checkpoint, by its digest or the beginning of it."""
+        found: list[Json] = []
+        while True:
+            after = found[-1]["id"] if found else None
+            page = self.list_of("/v1/lineage", checkpoint=digest, team=team, limit=PAGE, after=after)
+            found += page
+            if len(page) < PAGE:
+                return found
+
     def artifact_manifest(self, version: Json) -> ArtifactManifest:
         """The files of a version (as `version` gave it) and the chunks that they consist of, verified.
 

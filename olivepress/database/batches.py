@@ -102,7 +102,7 @@ def _insert_jobs(
     """Ids of the new jobs, in the order of `wanted`."""
     recipes = list({job.recipe.name: job.recipe for job in wanted}.values())
     places = {recipe.name: place for place, recipe in enumerate(recipes)}
-    shared_prompts = _store_prompts(session, manifest.prompts) if manifest.prompts else None
+    shared_prompts = store_prompts(session, manifest.prompts) if manifest.prompts else None
     shared_text = _store_calibration(session, manifest.calibration) if manifest.calibration else None
     rungs = [{"recipe": rung.recipe.to_dict(), "suffix": rung.suffix} for rung in ladder]
     soak = parse_soak(manifest.soak) if manifest.soak else None
@@ -114,7 +114,7 @@ def _insert_jobs(
                 job.entry.path,
                 job.entry.base,
                 job.model_name,
-                _store_prompts(session, job.entry.prompts) if job.entry.prompts else shared_prompts,
+                store_prompts(session, job.entry.prompts) if job.entry.prompts else shared_prompts,
                 places[job.recipe.name],
                 job.entry.chat_template,
                 _store_calibration(session, job.entry.calibration) if job.entry.calibration else shared_text,
@@ -197,7 +197,8 @@ def _store_calibration(session: Session, calibration: list[CalibrationEntry]) ->
     return digest
 
 
-def _store_prompts(session: Session, prompts: list[DomainPrompt]) -> str:
+def store_prompts(session: Session, prompts: list[DomainPrompt]) -> str:
+    """Keep these prompts, once however often they are given; their digest."""
     values = [prompt.model_dump(mode="json", exclude_none=True) for prompt in prompts]
     digest = digest_of(values)
     row = {"digest": digest, "prompts": values}

@@ -46,7 +46,7 @@ def lineage(session: Session, team: str, wanted: VersionReference) -> Json:
         "report_digest": provenance.get("report_digest"),
         "toolchain_fingerprint": provenance.get("toolchain_fingerprint"),
     }
-    things = _inputs(row, job) | {thing_id("artifact", row.artifact_digest): _published(model, row)}
+    things = _inputs(row, job) | {thing_id("artifact", row.artifact_digest): _published(row)}
     steps: list[Json] = []
     if job is not None:
         steps = _steps(session, job, row, things)
@@ -98,7 +98,7 @@ def _inputs(row: VersionRow, job: JobRow | None) -> dict[str, Json]:
         detail = " ".join(filter(None, [checkpoint.get("kind"), checkpoint.get("architecture")]))
         found.append(thing("checkpoint", digest, str(checkpoint.get("name", "checkpoint")), detail or None))
     if digest := checkpoint.get("base_digest"):
-        found.append(thing("base", digest, "base", "what the adapter was trained on"))
+        found.append(thing("base", digest, "base", "of the adapter"))
     name = f"{row.recipe_name} v{kept['version']}" if "version" in kept else row.recipe_name
     found.append({"id": f"recipe:{name}", "kind": "recipe", "name": name, "digest": None, "detail": row.precision})
     if job is not None and job.prompts_digest:
@@ -108,8 +108,8 @@ def _inputs(row: VersionRow, job: JobRow | None) -> dict[str, Json]:
     return {one["id"]: one for one in found}
 
 
-def _published(model: ModelRow, row: VersionRow) -> Json:
-    return thing("artifact", row.artifact_digest, "published files", f"{model.name}:{row.number}")
+def _published(row: VersionRow) -> Json:
+    return thing("artifact", row.artifact_digest, "published files")
 
 
 @dataclass(frozen=True)

@@ -57,21 +57,23 @@ def climb(session: Session, job: JobRow) -> bool:
     return True
 
 
-def tried(session: Session, job_id: int) -> list[Json]:
-    """What was measured on each rung of a job's ladder so far, the first first; empty for a job without a ladder.
+def report_part(session: Session, job_id: int) -> Json:
+    """What a report says of the rungs of a job's ladder that were tried, the first first; {} without a ladder.
+
+    It is no part of what validate remembers, for other jobs may come to the same artifact without the ladder.
 
     Returns:
-        {"recipe", "precision", "verdict", "size_bytes", "kl_divergence", "figures", "failed_gates": names} for each.
+        {"rungs": [{"recipe", "precision", "verdict", "size_bytes", "kl_divergence", "figures", "failed_gates": names}]}
     """
     ladder = session.scalars(select(JobRow.ladder).where(JobRow.id == job_id)).one()
     if not ladder:
-        return []
+        return {}
     query = (
         select(StepRow.rung, StepRow.result)
         .where(StepRow.job_id == job_id, StepRow.kind == StepKind.VALIDATE, StepRow.state == StepState.SUCCEEDED)
         .order_by(StepRow.rung)
     )
-    return [_rung_view(ladder[rung]["recipe"], result or {}) for rung, result in session.execute(query)]
+    return {"rungs": [_rung_view(ladder[rung]["recipe"], result or {}) for rung, result in session.execute(query)]}
 
 
 def _rung_view(recipe: dict[str, Any], result: dict[str, Any]) -> Json:

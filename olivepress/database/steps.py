@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from olivepress import jobs
-from olivepress.database import costs
+from olivepress.database import conclusions, costs
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import AttemptRow, JobRow, RememberedRow, StepRow
 from olivepress.database.unblocking import (
@@ -194,6 +194,7 @@ def fail(session: Session, held: Claim, ending: Ending, *, may_retry: bool) -> b
     if values["state"] is not StepState.QUEUED:
         cancel_waiting(session, held.job_id)
         _note_error(session, held.job_id, held.kind, ending)
+        conclusions.conclude_broken(session, held.job_id, ending.error_class, ending.error_message)
     refresh_job(session, held.job_id)
     return True
 

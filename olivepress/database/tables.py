@@ -104,7 +104,15 @@ class JobRow(Table):
     """One checkpoint and one recipe, or a ladder of recipes, of which it is on one at a time."""
 
     __tablename__ = "jobs"
-    __table_args__ = (NEVER_REUSED,)
+    __table_args__ = (
+        Index(
+            "ix_jobs_subject_version_id",
+            "subject_version_id",
+            sqlite_where=text("subject_version_id IS NOT NULL"),
+            postgresql_where=text("subject_version_id IS NOT NULL"),
+        ),
+        NEVER_REUSED,
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     batch_id: Mapped[int] = mapped_column(ForeignKey("batches.id"), index=True)
@@ -126,6 +134,9 @@ class JobRow(Table):
     prompts_digest: Mapped[str | None] = mapped_column(ForeignKey("prompt_sets.digest"))
     calibration_digest: Mapped[str | None] = mapped_column(ForeignKey("calibrations.digest"))
     soak: Mapped[Json | None]
+    particulars: Mapped[Json | None]
+    """What only jobs of its kind have: of an import "family" and "unvalidated", the reason why it is not measured; of a
+    recertification "runtime", the version that it certifies for."""
     ladder: Mapped[list[Any] | None]
     """Every rung as {"recipe": its recipe, "suffix": what the model's name then ends with}; None: one recipe."""
     rung: Mapped[int] = mapped_column(Integer, default=0, server_default=text("0"))

@@ -8,7 +8,7 @@ from sqlalchemy import Select, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from olivepress import jobs
-from olivepress.database import costs, rungs
+from olivepress.database import conclusions, costs, rungs
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import CalibrationRow, JobRow, PromptSetRow, RememberedRow, StepRow
 from olivepress.errors import GateFailed
@@ -50,6 +50,7 @@ def job_facts(session: Session, job_id: int) -> JobFacts:
         calibration=text,
         calibration_digest=job.calibration_digest,
         soak=job.soak,
+        family=(job.particulars or {}).get("family"),
         batch_id=job.batch_id,
         checkpoint_path=job.checkpoint_path,
         base_path=job.base_path,
@@ -94,6 +95,8 @@ def advance(session: Session, job_id: int, offer: Offer, has_artifact: HasArtifa
             break
     if failed and not job.cancel_requested:
         _fail_by_gates(session, job, failed)
+    if facts.kind.measures_again and StepKind.VALIDATE in done:
+        conclusions.conclude(session, job, failed)
     session.flush()
     refresh_job(session, job_id)
 

@@ -102,7 +102,7 @@ def job(session: Session, job_id: int) -> Json:
         "recipe_settings": session.scalars(select(JobRow.recipe).where(JobRow.id == job_id)).one(),
         "steps": steps,
         "ingested": {key: value for key, value in ingested.items() if key != "files"} or None,
-        "report": report | {"rungs": rungs.tried(session, job_id)} if report else None,
+        "report": report | rungs.report_part(session, job_id) if report else None,
     }
 
 

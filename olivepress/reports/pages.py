@@ -27,17 +27,18 @@ def report_page(document: Mapping[str, Any]) -> str:
         "memory": _memory(report),
         "rungs": _rungs(document.get("rungs") or []),
     }
-    return _page("report.html.j2", document=document, report=report, charts=pictures)
+    return page("report.html.j2", document=document, report=report, charts=pictures)
 
 
 def compare_page(documents: Sequence[Mapping[str, Any]]) -> str:
     """The page that compares report documents."""
     compared = compare(documents)
     pictures = [picture for y in ("kl_divergence", "prompts_share", "tokens_per_s") if (picture := _front(compared, y))]
-    return _page("compare.html.j2", documents=documents, compared=compared, charts=pictures)
+    return page("compare.html.j2", documents=documents, compared=compared, charts=pictures)
 
 
-def _page(template: str, **values: Any) -> str:
+def page(template: str, **values: Any) -> str:
+    """A page made from a template of this room."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("olivepress.reports", TEMPLATES),
         autoescape=True,

@@ -128,6 +128,7 @@ def validate(api: Api, job_id: int, report: dict[str, Any] = REPORT, package: di
         StepKind.PACKAGE: StepResult(
             {"prompt_template": None, "prompt_template_reason": None}, store_files(api, package)
         ),
+        StepKind.REFERENCE: StepResult({"positions": {}, "notes": []}, store_files(api, {"reference.json": b"{}"})),
         StepKind.VALIDATE: StepResult({"verdict": "failed" if gate_failed else "passed", "report": report}),
     }
     for kind, result in results.items():

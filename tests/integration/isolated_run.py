@@ -25,7 +25,7 @@ from olivepress.manifest import parse_manifest
 from olivepress.recipe_files import parse_recipe
 from olivepress.submission import submit
 from tests.integration.execution_cases import runtime_over
-from workers import attempt
+from workers import attempt, lease
 from workers.child import StepCode
 from workers.child_process import describe_toolchain, start_forkserver
 from workers.runtime import Runtime
@@ -50,6 +50,8 @@ def main(file: Path) -> None:
     for batch in orders["batches"]:
         submit(database, parse_manifest(batch), [Path("/")])
     describe_toolchain(code)
+    # A tiny conversion is over before a row would show much of it.
+    lease.LOOK_EVERY_S = lease.SHOW_PROGRESS_EVERY_S = LOOK_EVERY_S
     seen: list[tuple[int, str, float]] = []
     stop = threading.Event()
     threads = [threading.Thread(target=_look, args=(database, seen, stop))]

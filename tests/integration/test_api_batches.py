@@ -138,7 +138,7 @@ class TestBatch:
         assert step_states(jobs[good]) == ["succeeded"] * 6
         assert jobs[bad]["error_class"] == "BadCheckpoint"
         assert jobs[bad]["error_message"] == "ingest: /models/b has no config.json; copy the whole folder"
-        assert step_states(jobs[bad]) == ["failed", *["cancelled"] * 4]
+        assert step_states(jobs[bad]) == ["failed", *["cancelled"] * 5]
         assert jobs[gated]["error_class"] == "GateFailed"
         assert jobs[gated]["version"] is None
         assert jobs[waiting]["seconds"] is None
@@ -257,7 +257,7 @@ class TestCancel:
 
         assert job["state"] == "running"
         assert job["cancel_requested"] is True
-        assert step_states(job) == ["running", *["cancelled"] * 4]
+        assert step_states(job) == ["running", *["cancelled"] * 5]
 
     def test_a_finished_job_stays_as_it_is(self, api: Api) -> None:
         (job_id,) = api.submit("/models/a")["jobs"]

@@ -11,7 +11,7 @@ from olivepress.database.sessions import Database
 from olivepress.store.manifest import CHUNK_LIMIT_BYTES
 from tests.integration.api_cases import PACKAGE, REPORT, Api, api_over, counted_queries, publish_job
 
-OVERLAY = {"inference_model.json", "olivepress.json", "SHA256SUMS"}
+OVERLAY = {"inference_model.json", "olivepress.json", "report.json", "SHA256SUMS"}
 
 
 @pytest.fixture

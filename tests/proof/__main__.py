@@ -7,12 +7,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.proof.damages import BASE, BOS, DAMAGES, FINE_TUNE, Others
-from tests.proof.press import Press, Source, failed_gates
+from tests.proof.press import Press, failed_gates
 from workers.toolchains.demo_family import Family, make_family
 
 TRAINED = ("support-en", "python-help", "legal")
@@ -30,6 +30,7 @@ RANDOM = {
     "lfm2": ("cpu-int4",),
     "ernie4_5": ("cpu-int4-small",),
 }
+RELATED = {"llama-untied": ("cpu-int4",), "with-bos": ("cpu-int4",), "llama-adapter": ("cpu-int4", "cpu-int8")}
 ALL_RECIPES = ("cpu-int4", "cpu-int4-small", "cpu-int4-128", "cpu-int8", "cpu-fp16")
 VICTIMS = (("support-en", "cpu-int4"), ("legal", "cpu-int8"), ("llama", "cpu-int4-128"), ("with-bos", "cpu-fp16"))
 
@@ -42,87 +43,85 @@ def main() -> int:
     chosen = parser.parse_args()
     logging.disable(logging.CRITICAL)
     directory = chosen.directory or Path(tempfile.mkdtemp(prefix="olivepress-proof-"))
-    with _quiet():
+    with _own_words() as say:
         family = make_family(directory / "family", lambda phase, share: None, "small")
-    press = Press(directory / "press")
-    wrong = [name for case in (_good, _damaged) for name, is_right in case(press, family, chosen.only) if not is_right]
-    for name in wrong:
-        print(f"WRONG {name}")  # noqa: T201
+        proof = Proof(Press(directory / "press"), family, chosen.only, say)
+        wrong = [name for name, is_right in (*proof.good(), *proof.damaged()) if not is_right]
+        say(f"{proof.count} artifacts, {len(wrong)} judged wrongly{': ' if wrong else ''}{'; '.join(wrong)}")
     if chosen.directory is None:
         shutil.rmtree(directory)
     return 1 if wrong else 0
 
 
-def _sources(press: Press, family: Family) -> dict[str, Source]:
-    sources = [press.of_family(family, name) for name in (*TRAINED, "base")]
-    sources += [press.random(name) for name in RANDOM]
-    sources += [press.random("llama", tied=False), press.random_with_bos()]
-    sources.append(press.random_adapter(press.random("llama")))
-    return {source.name: source for source in sources}
+class Proof:
+    """The cases, and how many were tried."""
 
+    def __init__(self, press: Press, family: Family, only: str, say: Callable[[str], None]) -> None:
+        self._press, self._only, self._say = press, only, say
+        self.count = 0
+        sources = [press.of_family(family, name) for name in (*TRAINED, "base")]
+        sources += [press.random(name) for name in RANDOM]
+        sources += [press.random("llama", tied=False), press.random_with_bos()]
+        sources.append(press.random_adapter(press.random("llama")))
+        self._sources = {source.name: source for source in sources}
 
-def _good(press: Press, family: Family, only: str) -> Iterator[tuple[str, bool]]:
-    sources = _sources(press, family)
-    recipes = {name: ALL_RECIPES for name in TRAINED} | RANDOM
-    recipes |= {"llama-untied": ("cpu-int4",), "with-bos": ("cpu-int4",), "llama-adapter": ("cpu-int4", "cpu-int8")}
-    for name, recipe in ((name, recipe) for name, chosen in recipes.items() for recipe in chosen):
-        case = f"good: {name} {recipe}"
-        if only in case:
-            artifact = press.package(sources[name], recipe)
-            yield case, _is_right(press, sources[name], artifact, case, None)
+    def good(self) -> Iterator[tuple[str, bool]]:
+        """Each sound artifact, and whether it passed."""
+        recipes = dict.fromkeys(TRAINED, ALL_RECIPES) | RANDOM | RELATED
+        for name, recipe in ((name, recipe) for name, chosen in recipes.items() for recipe in chosen):
+            case = f"good: {name} {recipe}"
+            if self._only in case:
+                yield case, self._is_right(case, name, self._press.package(self._sources[name], recipe), None)
 
+    def damaged(self) -> Iterator[tuple[str, bool]]:
+        """Each damage to each victim, and whether its gate saw it."""
+        for name, recipe in VICTIMS:
+            others = self._others(name, recipe)
+            for what, damage in DAMAGES.items():
+                case = f"{name} {recipe}: {what}"
+                missing = damage.needs in (FINE_TUNE, BASE) and getattr(others, damage.needs) is None
+                if self._only not in case or missing or (damage.needs == BOS and name != "with-bos"):
+                    continue
+                artifact = self._press.copy(self._sources[name], recipe, self._press.root / "damaged")
+                damage.change(artifact, others)
+                yield case, self._is_right(case, name, artifact, damage.gate)
+                shutil.rmtree(artifact)
 
-def _damaged(press: Press, family: Family, only: str) -> Iterator[tuple[str, bool]]:
-    sources = _sources(press, family)
-    for name, recipe in VICTIMS:
-        others = Others()
-        if name in TRAINED:
-            relative = next(other for other in TRAINED if other != name)
-            others = Others(press.package(sources[relative], recipe), press.package(sources["base"], recipe))
-        for what, damage in DAMAGES.items():
-            case = f"{name} {recipe}: {what}"
-            missing = damage.needs in (FINE_TUNE, BASE) and getattr(others, damage.needs) is None
-            if only not in case or missing or (damage.needs == BOS and name != "with-bos"):
-                continue
-            artifact = press.copy(sources[name], recipe, press.root / "damaged")
-            damage.change(artifact, others)
-            yield case, _is_right(press, sources[name], artifact, case, damage.gate)
-            shutil.rmtree(artifact)
+    def _others(self, name: str, recipe: str) -> Others:
+        if name not in TRAINED:
+            return Others()
+        relative = next(other for other in TRAINED if other != name)
+        return Others(*(self._press.package(self._sources[each], recipe) for each in (relative, "base")))
 
-
-def _is_right(press: Press, source: Source, artifact: Path, case: str, gate: str | None) -> bool:
-    """Validate, print a line, and say whether the verdict is the right one: `gate` failed, or (None) none did."""
-    work = press.root / "work"
-    started = time.monotonic()
-    with _quiet():
-        result = press.validate(source, artifact, work)
-    shutil.rmtree(work)
-    failed = failed_gates(result)
-    is_right = gate in failed if gate else not failed
-    times = (result["report"].get("quality") or {}).get("kl_over_rounding")
-    seconds = time.monotonic() - started
-    print(  # noqa: T201
-        f"{'right' if is_right else 'WRONG'} {case}: {', '.join(sorted(failed)) or 'passed'}"
-        f" (distance {'not measured' if times is None else f'{times:g}'}, {seconds:.1f} s)",
-        flush=True,
-    )
-    return is_right
+    def _is_right(self, case: str, name: str, artifact: Path, gate: str | None) -> bool:
+        """Validate, tell it, and say whether the verdict is the right one: `gate` failed, or (None) none did."""
+        work = self._press.root / "work"
+        started = time.monotonic()
+        result = self._press.validate(self._sources[name], artifact, work)
+        shutil.rmtree(work)
+        failed = failed_gates(result)
+        is_right = gate in failed if gate else not failed
+        times = (result["report"].get("quality") or {}).get("kl_over_rounding")
+        told = "not measured" if times is None else f"{times:g} times rounding"
+        self._say(
+            f"{'right' if is_right else 'WRONG'} {case}: {', '.join(sorted(failed)) or 'passed'}"
+            f" (distance {told}, {time.monotonic() - started:.1f} s)"
+        )
+        self.count += 1
+        return is_right
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The builder and torch print; their words go nowhere."""
-    kept = [os.dup(1), os.dup(2)]
-    with open(os.devnull, "w") as nowhere:
+def _own_words() -> Iterator[Callable[[str], None]]:
+    """A way to print; what the builder, torch and the engine print goes nowhere."""
+    with os.fdopen(os.dup(1), "w") as own, open(os.devnull, "w") as nowhere:
         for number in (1, 2):
             os.dup2(nowhere.fileno(), number)
         try:
-            yield
-        finally:
-            sys.stdout.flush()
-            for number, copy in zip((1, 2), kept, strict=True):
-                os.dup2(copy, number)
-                os.close(copy)
+            yield lambda text: print(text, file=own, flush=True)
+        except BaseException:
+            os.dup2(own.fileno(), 2)
+            raise
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from olivepress.store import DirectoryStore, Store
+from olivepress.store import DirectoryStore
+from olivepress.store.artifacts import ArtifactStore
 from olivepress.store.bucket import BucketStore
 from olivepress.store.bucket_collecting import BucketCollector
 from olivepress.store.collecting import Collector, StoreCollector
@@ -18,7 +19,7 @@ KINDS = ("directory", "bucket")
 class Opened:
     """A store, and what only a test does to it."""
 
-    store: Store
+    store: ArtifactStore
     chunks: Callable[[], set[str]]
     """The SHA-256 of all chunks that it holds."""
     overwrite: Callable[[str, bytes | None], None]
@@ -28,7 +29,7 @@ class Opened:
     collector: Callable[[], StoreCollector]
     """One that waits for nothing."""
     address: str
-    """What a child process opens it by: see `reopened`."""
+    """What a child process opens it by: see `reopened_stores.py`."""
 
 
 def in_directory(root: Path) -> Opened:
@@ -82,11 +83,3 @@ def in_bucket(server: S3Server) -> Opened:
         lambda: BucketCollector(store, settle_s=0, takeover_s=0),
         f"bucket {server.url} {name} {prefix}",
     )
-
-
-def reopened(address: str) -> Store:
-    """The store of this address, in another process."""
-    kind, *place = address.split(" ")
-    if kind == "directory":
-        return DirectoryStore(Path(place[0]))
-    return BucketStore(S3Server(place[0]).opened(place[1], place[2]))

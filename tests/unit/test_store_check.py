@@ -1,4 +1,4 @@
-"""A check finds whatever is wrong in a store of either kind; healing puts back what exists anywhere and deletes nothing."""
+"""A check finds whatever is wrong in a store of either kind; healing puts back what exists, and deletes nothing."""
 
 import json
 import os
@@ -174,7 +174,8 @@ class TestFinding:
     @pytest.mark.parametrize("seed", range(8))
     def test_random_damage_is_found_to_the_last_part_and_nothing_else_is(self, shop: Shop, seed: int) -> None:
         chosen = random.Random(seed)
-        parts = [*(Part(manifest.digest, True) for manifest in shop.artifacts), *map(Part, sorted(shop.opened.chunks()))]
+        manifests = [Part(manifest.digest, True) for manifest in shop.artifacts]
+        parts = manifests + [Part(name) for name in sorted(shop.opened.chunks())]
         hurt = chosen.sample(parts, chosen.randint(1, len(parts)))
         expected = set()
         for part in hurt:

@@ -15,7 +15,8 @@ from olivepress.store.collecting import Amount
 from olivepress.store.keeping import Part
 from olivepress.store.moving import Moved, Mover
 from tests.s3_server import S3Server, s3_server
-from tests.unit.store_cases import Opened, in_bucket, in_directory, reopened
+from tests.unit.reopened_stores import reopened
+from tests.unit.store_cases import Opened, in_bucket, in_directory
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +169,7 @@ MOVER = """
 import sys
 from olivepress.store import keeper_of
 from olivepress.store.moving import Mover
-from tests.unit.store_cases import reopened
+from tests.unit.reopened_stores import reopened
 source, target = (keeper_of(reopened(each)) for each in sys.argv[1:3])
 print("ready", flush=True)
 Mover(source, target, lambda done, total: print(done, flush=True)).run()

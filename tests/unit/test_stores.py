@@ -228,7 +228,7 @@ class TestDamage:
 WRITER = """
 import sys
 from pathlib import Path
-from tests.unit.store_cases import reopened
+from tests.unit.reopened_stores import reopened
 store = reopened(sys.argv[1])
 print("ready", flush=True)
 store.put_directory(Path(sys.argv[2]), lambda done, total: print(done, flush=True))

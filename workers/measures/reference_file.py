@@ -1,7 +1,7 @@
 """What a source checkpoint said, as an artifact: written once by the reference step, read by every validation.
 
-Two files: reference.json (texts, answers, facts) and reference.npz (token ids, condensed distributions, the print of the
-weights; arrays of numbers only, loaded with pickle off).
+Two files: reference.json (texts, answers, facts) and reference.npz (token ids, condensed distributions, the print of
+the weights; arrays of numbers only, loaded with pickle off).
 """
 
 import json

@@ -1,9 +1,9 @@
 """The print of a checkpoint's weights: small enough to keep, and telling enough to hold an artifact against.
 
-What is kept of a matrix W: for each of GROUPS groups of rows and each of SIGNS tries the sum of its numbers times random
-signs, one for each row and one for each column; and the sum of its squares. The mean squared difference of two matrices'
-sums is their squared distance (Frobenius), so rounding and another matrix are told apart without the matrix. Source:
-Alon, Matias and Szegedy, "The space complexity of approximating the frequency moments" (1996); Achlioptas,
+What is kept of a matrix: for each of GROUPS groups of rows and each of SIGNS tries the sum of its numbers times random
+signs, one for each row and one for each column; and the sum of its squares. The mean squared difference of the sums of
+two matrices is their squared distance (Frobenius), so rounding and another matrix are told apart without the matrix.
+Source: Alon, Matias and Szegedy, "The space complexity of approximating the frequency moments" (1996); Achlioptas,
 "Database-friendly random projections" (2003). Norms, biases and the frequencies of ropes are kept as they are.
 """
 

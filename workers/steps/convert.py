@@ -1,7 +1,7 @@
 """The step that turns a checkpoint, or an adapter and its base, into an ONNX model directory."""
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,12 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     olive.refuse_unsupported(spec["ingest"]["architecture"])
     is_quantized = "checkpoint" in context.inputs
     source, done = (context.inputs["checkpoint"], 0.0) if is_quantized else _source(directory, base, spec, context)
-    conversion = Conversion(directory, source, spec["build"], context.output, context.scratch / "olive")
-    # What an Olive pass quantized is built as it is, integers and all; it is compared with what they stand for.
+    # What an Olive pass quantized is built from what it stands for, and compared with that; its integers are kept.
     plain, _ = checkpoint_passes.plain_of(source, context.scratch / "widened")
-    if conversion.precision not in (Precision.INT4, Precision.INT8):
-        conversion = replace(conversion, source=plain)
+    conversion = Conversion(directory, plain, spec["build"], context.output, context.scratch / "olive", integers=source)
     olive.build(conversion, lambda share: context.report_progress("build", done + (BUILT - done) * share))
     context.report_progress("check", BUILT)
-    agreement = parity.check(replace(conversion, source=plain))
+    agreement = parity.check(conversion)
     if not is_quantized:
         # Last: this result is remembered for the content that ingest saw, so that content must have been read.
         refuse_changed(directory, spec["ingest"]["files"])

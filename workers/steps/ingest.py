@@ -28,7 +28,7 @@ from olivepress.checkpoint_files import (
     unreadable,
 )
 from olivepress.checkpoints import COMPUTED_NAME, LAYER_NUMBER, Checkpoint, adapter_base, read_checkpoint
-from olivepress.errors import BadCheckpoint, CheckpointChanged
+from olivepress.errors import BadCheckpoint, CheckpointChanged, OlivepressError
 from olivepress.tokenizer_files import chat_template_text
 from workers.steps.context import StepContext
 from workers.toolchains import architecture, tokenizers, unpickled, weights
@@ -65,12 +65,29 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
             why and what to do.
         CheckpointChanged: its files changed while they were read.
     """
+    with _told_on_one_line():
+        return _run(spec, context)
+
+
+def _run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     directory, base = _directories(spec)
     try:
         folders = _Folders(directory, base, bool(spec.get("allow_pickle")), context.scratch)
         return _ingest(folders, context, spec.get("chat_template"))
     except OSError as error:
         raise unreadable(Path(error.filename or directory), error) from None
+
+
+@contextmanager
+def _told_on_one_line() -> Iterator[None]:
+    """A file's name may hold line breaks and bytes that are no text; an error that names it must not."""
+    try:
+        yield
+    except OlivepressError as error:
+        told = str(error).encode(errors="backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")
+        if told == str(error):
+            raise
+        raise type(error)(told) from error
 
 
 class _Folders:

@@ -32,7 +32,7 @@ def publish(session: Session, store: Store, job_id: int, done: Done, key_file: P
     key = _signing_key(session, key_file)
     job = published_job(session, job_id)
     package = store.manifest(done[StepKind.PACKAGE].artifact_digest or "")
-    report = done[StepKind.VALIDATE].result["report"] | {"rungs": rungs.tried(session, job_id)}
+    report = done[StepKind.VALIDATE].result["report"] | rungs.report_part(session, job_id)
     provenance = _provenance(job, done, report)
 
     def write_overlay(number: int) -> tuple[str, int]:

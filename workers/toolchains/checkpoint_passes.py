@@ -180,12 +180,10 @@ def _take_over(saved: Path, work: Rework) -> None:
             target = work.output / file.relative_to(work.source)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, target)
-    dtypes, quantization = _dtypes(work.source), olive_format.read_olive_quantization(saved)
+    dtypes = _dtypes(work.source)
     weight_map: dict[str, str] = {}
     for shard in sorted(saved.glob("*.safetensors")):
         tensors = {name: _narrowed(tensor, dtypes.get(name)) for name, tensor in load_file(shard).items()}
-        if quantization:
-            tensors = olive_format.with_zero_points(tensors, quantization)
         save_file(tensors, work.output / shard.name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, shard.name)
     if not weight_map:

@@ -13,7 +13,8 @@ class Conversion:
 
     `checkpoint` is what was submitted, for messages; `source` is the full checkpoint that is built: the same, or what
     merging made of an adapter. `options` is what `Recipe.build_options` gives. `output` is an empty directory;
-    `scratch`, on the same file system, is for caches and intermediate files.
+    `scratch`, on the same file system, is for caches and intermediate files. `integers` is the quantized checkpoint
+    that `source` was widened from, where its integers are to be kept.
     """
 
     checkpoint: Path
@@ -21,6 +22,7 @@ class Conversion:
     options: dict[str, Any]
     output: Path
     scratch: Path
+    integers: Path | None = None
 
     @property
     def precision(self) -> Precision:

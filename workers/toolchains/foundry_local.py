@@ -3,12 +3,8 @@
 Its parent half is olivepress.foundry_runtime. Nothing else imports the SDK, and no worker preloads this module.
 """
 
-import ctypes
 import json
 import os
-import socket
-import struct
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -40,10 +36,8 @@ from olivepress.errors import BadArtifact
 from olivepress.foundry import DEFAULT_OUTPUT_TOKENS
 from olivepress.own_process import ProgressListener, answer_with
 from workers.measures.memory import peak_rss_bytes
+from workers.network import leave_the_network
 from workers.toolchains.native_words import native_words
-
-if sys.platform == "linux":
-    import fcntl
 
 LIBRARIES = ("foundry-local-sdk", "onnxruntime", "onnxruntime-genai-core")
 ROLES = {"system": MessageRole.SYSTEM, "user": MessageRole.USER, "assistant": MessageRole.ASSISTANT}
@@ -52,8 +46,6 @@ WEB_PATH = "/catalogs/local/v1/chat/completions"
 WEB_TIMEOUT_S = 600.0
 Messages = Sequence[Mapping[str, str]]
 Way = Callable[[Messages], str]
-CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
-SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 
 
 class Stage:
@@ -287,23 +279,6 @@ def _ask_over_the_web(url: str, body: Mapping[str, Any]) -> str:
 def _exchange(mode: str, question: str, answer: str, started: float) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     return {"mode": mode, "question": question, "answer": answer, "seconds": round(seconds, 4)}
-
-
-def leave_the_network() -> bool:
-    """Move this process into a network of its own with nothing but loopback, where the system permits it (Linux).
-
-    Must be called before any thread starts. Source: network_namespaces(7), user_namespaces(7), netdevice(7).
-    """
-    if sys.platform != "linux":
-        return False
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNET) != 0 and libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
-        return False
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        name = struct.pack("16sH14s", b"lo", 0, b"")
-        flags = struct.unpack("16sH14s", fcntl.ioctl(control, SIOCGIFFLAGS, name))[1]
-        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sH14s", b"lo", flags | IFF_UP, b""))
-    return True
 
 
 if __name__ == "__main__":

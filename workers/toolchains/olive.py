@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from olivepress.errors import ConversionFailed, NoRoom, UnsupportedArchitecture
 from olivepress.known_architectures import BUILT_WRONGLY
 from olivepress.recipes import Algorithm, ExecutionProvider, Precision
-from workers.toolchains import builder_pass, mends, olive_passes, olive_workflow
+from workers.toolchains import builder_pass, kept_integers, mends, olive_passes, olive_workflow
 from workers.toolchains.build_progress import reporting
 from workers.toolchains.conversion import Conversion
 from workers.toolchains.failures import told_as_conversion_failure
@@ -109,8 +109,9 @@ def _built(conversion: Conversion, report: Callable[[float], None]) -> SavedMode
         "builder_cache": str(conversion.scratch / "builder"),
     }
     source = {"type": "HfModel", "model_path": str(conversion.source)}
+    integers = conversion.integers if conversion.precision.is_quantized else None
     try:
-        with mends.builder_mended(), reporting(report):
+        with mends.builder_mended(), reporting(report), kept_integers.keeping(integers):
             return olive_workflow.run(source, {"build": builder_options}, conversion.scratch)
     except NotImplementedError as problem:
         if "model is not currently supported" not in str(problem):

@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,39 @@ def read_olive_quantization(directory: Path) -> OliveQuantization | None:
     return OliveQuantization(stated) if stated.get("quant_method") == METHOD else None
 
 
+@dataclass(frozen=True)
+class PackedMatrix:
+    """One quantized matrix as it lies in the files, one row for each output; `zeros` is None for a symmetric one.
+
+    Bytes hold two levels, or zero points, of four bits, the first in the lower half, or one of eight.
+    """
+
+    name: str
+    rounding: Rounding
+    levels: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor | None
+
+    def widened(self) -> torch.Tensor:
+        """(level - zero point) * scale, in fp32."""
+        zero: torch.Tensor | float = 2.0 ** (self.rounding.bits - 1)
+        if self.zeros is not None:
+            zero = unpacked(self.zeros, self.rounding.bits)[:, : self.scales.shape[1]].unsqueeze(-1).float()
+        blocks = unpacked(self.levels, self.rounding.bits).unflatten(-1, (self.scales.shape[1], -1)).float()
+        return ((blocks - zero) * self.scales.float().unsqueeze(-1)).flatten(1)
+
+
+def packed_matrices(directory: Path, quantization: OliveQuantization) -> Iterator[PackedMatrix]:
+    """The quantized matrices of a checkpoint, one after the other."""
+    with _opened(directory) as shards:
+        holder = {name: shard for shard in shards.values() for name in shard.keys()}  # noqa: SIM118 (no mapping)
+        for name in sorted(holder):
+            if name.endswith(LEVELS):
+                yield _packed(name.removesuffix(LEVELS), holder, quantization)
+
+
 def widen(directory: Path, quantization: OliveQuantization, into: Path) -> dict[str, Rounding]:
-    """Write the checkpoint in fp32 that a quantized one stands for; every product of a level and its scale is exact.
+    """Write the checkpoint in fp32 that a quantized one stands for.
 
     Returns:
         By name, how each matrix that is quantized was rounded.
@@ -47,20 +78,16 @@ def widen(directory: Path, quantization: OliveQuantization, into: Path) -> dict[
     into.mkdir(parents=True)
     roundings: dict[str, Rounding] = {}
     weight_map: dict[str, str] = {}
-    with ExitStack() as stack:
-        shards = {file.name: stack.enter_context(safe_open(file, framework="pt")) for file in _weight_files(directory)}
-        holder = {name: shard for shard in shards.values() for name in shard.keys()}  # noqa: SIM118 (no mapping)
-
-        def read(name: str) -> torch.Tensor | None:
-            return holder[name].get_tensor(name) if name in holder else None
-
+    with _opened(directory) as shards:
+        holder = {name: shard for shard in shards.values() for name in shard.keys()}  # noqa: SIM118
         # One file for each of the source's, so that no more than one is in memory.
         for file_name, shard in shards.items():
             wide = {}
             for name in shard.keys():  # noqa: SIM118
                 matrix, _, part = name.rpartition(".")
                 if f".{part}" == LEVELS:
-                    wide[f"{matrix}.weight"], roundings[matrix] = _widened(matrix, read, quantization)
+                    packed = _packed(matrix, holder, quantization)
+                    wide[f"{matrix}.weight"], roundings[matrix] = packed.widened(), packed.rounding
                 elif f".{part}" not in (SCALES, ZEROS) or matrix + LEVELS not in holder:
                     tensor = shard.get_tensor(name)
                     wide[name] = tensor.float() if tensor.is_floating_point() else tensor
@@ -72,48 +99,28 @@ def widen(directory: Path, quantization: OliveQuantization, into: Path) -> dict[
     return roundings
 
 
-def with_zero_points(tensors: dict[str, torch.Tensor], quantization: OliveQuantization) -> dict[str, torch.Tensor]:
-    """The tensors of one file, with the zero points of symmetric matrices, which are left out, written out.
-
-    onnxruntime-genai 0.18's builder joins queries, keys and values and expects zero points there.
-    """
-    added = {}
-    for name, scales in tensors.items():
-        matrix = name.removesuffix(SCALES)
-        if not name.endswith(SCALES) or matrix + ZEROS in tensors or matrix + LEVELS not in tensors:
-            continue
-        bits = quantization.of(matrix, 0).bits
-        middle = sum(2 ** (bits - 1) << place for place in range(0, 8, bits))
-        added[matrix + ZEROS] = torch.full(
-            (scales.shape[0], -(-scales.shape[1] * bits // 8)), middle, dtype=torch.uint8
-        )
-    return tensors | added
-
-
 def unpacked(packed: torch.Tensor, bits: int) -> torch.Tensor:
     """Bytes to the levels in them, along the last axis; the first lies in the lowest bits."""
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
     return ((packed.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(-2)
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    return sorted(directory.glob("*.safetensors"))
+@contextmanager
+def _opened(directory: Path) -> Iterator[dict[str, Any]]:
+    with ExitStack() as stack:
+        files = sorted(directory.glob("*.safetensors"))
+        yield {file.name: stack.enter_context(safe_open(file, framework="pt")) for file in files}
 
 
-def _widened(
-    matrix: str, read: Callable[[str], torch.Tensor | None], quantization: OliveQuantization
-) -> tuple[torch.Tensor, Rounding]:
-    """(level - zero point) * scale, one row for each output; and how it was rounded."""
-    levels, scales, zeros = (read(matrix + part) for part in (LEVELS, SCALES, ZEROS))
+def _packed(matrix: str, holder: Mapping[str, Any], quantization: OliveQuantization) -> PackedMatrix:
+    levels, scales, zeros = (
+        holder[matrix + part].get_tensor(matrix + part) if matrix + part in holder else None
+        for part in (LEVELS, SCALES, ZEROS)
+    )
     if levels is None or scales is None:
         raise ValueError(f"a part of '{matrix}' is missing")
-    bits = quantization.of(matrix, 0).bits
-    wide = unpacked(levels, bits)
-    zero: torch.Tensor | float = 2.0 ** (bits - 1)
-    if zeros is not None:
-        zero = unpacked(zeros, bits)[:, : scales.shape[1]].unsqueeze(-1).float()
-    blocks = wide.unflatten(-1, (scales.shape[1], -1)).float()
-    return ((blocks - zero) * scales.float().unsqueeze(-1)).flatten(1), quantization.of(matrix, wide.shape[1])
+    columns = int(levels.shape[1]) * 8 // quantization.of(matrix, 0).bits
+    return PackedMatrix(matrix, quantization.of(matrix, columns), levels, scales, zeros)
 
 
 def _write_others(directory: Path, into: Path) -> None:

@@ -49,7 +49,8 @@ def run(model: Path, passes: Sequence[Mapping[str, Any]], output: Path, scratch:
         raise ConversionFailed(
             f"the passes made a {saved.kind} of the model, not one ONNX model; leave out the pass that splits it"
         )
-    gather_weights(saved.onnx_file, output / MODEL_FILE, DATA_FILE)
+    outputs = [value.name for value in onnx.load(model / MODEL_FILE, load_external_data=False).graph.output]
+    _gather_weights(saved.onnx_file, output / MODEL_FILE, outputs)
     # A pass may name the old graph's weights among the files that go along.
     written = [file for file in saved.beside if not file.name.startswith(MODEL_FILE)]
     for file in (*beside, *written):
@@ -104,16 +105,34 @@ def check(conversion: Conversion, before: Path) -> Agreement:
     return found
 
 
-def gather_weights(source: Path, target: Path, data_name: str) -> None:
-    """Write the model at `source` to `target`, its weights in one file of this name beside it, as the builder does.
+def _gather_weights(source: Path, target: Path, outputs: Sequence[str]) -> None:
+    """Write the model at `source` to `target`, its weights in one file beside it, as the builder does.
 
     A pass may have left them in the graph's own file, or under another name.
+
+    Args:
+        outputs: what the graph's outputs were called before the passes.
     """
     model = onnx.load(str(source))
-    convert_model_to_external_data(model, location=data_name, size_threshold=FIRST_EXTERNAL_BYTES)
+    _restore_outputs(model.graph, outputs)
+    convert_model_to_external_data(model, location=DATA_FILE, size_threshold=FIRST_EXTERNAL_BYTES)
     # Its release number would be a second place for what the toolchain's fingerprint holds.
     del model.metadata_props[:]
     onnx.save_model(model, str(target))
+
+
+def _restore_outputs(graph: onnx.GraphProto, names: Sequence[str]) -> None:
+    """Olive 0.13's OnnxBlockWiseRtnQuantization calls the logits otherwise, and no runtime finds them."""
+    made = [value.name for value in graph.output]
+    lost, new = ([name for name in some if name not in others] for some, others in ((names, made), (made, names)))
+    if len(lost) != len(new):
+        return
+    renamed = dict(zip(new, lost, strict=True))
+    for node in graph.node:
+        for values in (node.input, node.output):
+            values[:] = [renamed.get(value, value) for value in values]
+    for value in graph.output:
+        value.name = renamed.get(value.name, value.name)
 
 
 def _has_integers(model_file: Path) -> bool:

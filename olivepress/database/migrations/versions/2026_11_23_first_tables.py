@@ -176,6 +176,7 @@ def upgrade() -> None:
         sa.Column("prompts_digest", sa.Text(), nullable=True),
         sa.Column("calibration_digest", sa.Text(), nullable=True),
         sa.Column("soak", sa.JSON(), nullable=True),
+        sa.Column("particulars", sa.JSON(), nullable=True),
         sa.Column("ladder", sa.JSON(), nullable=True),
         sa.Column("rung", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
@@ -201,6 +202,13 @@ def upgrade() -> None:
     with op.batch_alter_table("jobs", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_jobs_batch_id"), ["batch_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_jobs_state"), ["state"], unique=False)
+        batch_op.create_index(
+            "ix_jobs_subject_version_id",
+            ["subject_version_id"],
+            unique=False,
+            sqlite_where=sa.text("subject_version_id IS NOT NULL"),
+            postgresql_where=sa.text("subject_version_id IS NOT NULL"),
+        )
 
     op.create_table(
         "steps",
