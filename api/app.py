@@ -15,6 +15,7 @@ from api.routes import (
     contents,
     costs,
     health,
+    imports,
     jobs,
     keys,
     lineage,
@@ -25,6 +26,7 @@ from api.routes import (
     reports,
     retention,
     store_use,
+    validations,
 )
 from api.security import BodyLimit, require_admin
 from olivepress.database.sessions import Database
@@ -111,6 +113,8 @@ def create_app(settings: Settings, database: Database, store: Store, ring: Calla
         recipes.router,
         keys.router,
         quotas.router,
+        validations.router,
+        imports.router,
     ):
         app.include_router(router, prefix=PREFIX, dependencies=[Depends(require_admin)], responses=PROBLEMS)
     return app

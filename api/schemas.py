@@ -84,6 +84,7 @@ class Job(Answer):
     ladder: list[str] = Field(description="Recipes, the first whose gates pass counts; empty for one recipe.")
     model: str = Field(description="The name under which it is published.", examples=["support-en-int4"])
     version: str | None = Field(description="model:number, once published.", examples=["support-en-int4:1"])
+    subject: str | None = Field(description="The version that it measures again.", examples=["support-en-int4:1"])
     alias: str = Field(examples=["latest"])
     priority: int
     state: JobState
@@ -195,6 +196,19 @@ class Deletion(Answer):
     files_until: float = Field(description="Until then it can be undeleted.")
 
 
+class Validation(Answer):
+    """A job that measured a published version again, or is to."""
+
+    job_id: int
+    kind: JobKind
+    state: JobState
+    verdict: VerdictKind | None = Field(description="Null: it has none (yet).")
+    runtime: str | None = Field(description="The version of the runtime that certified.", examples=["2.2.1"])
+    problem: str | None
+    created_at: float
+    finished_at: float | None
+
+
 class VersionSummary(Answer):
     """A version without its report."""
 
@@ -211,6 +225,7 @@ class VersionSummary(Answer):
     flags: dict[VersionFlag, Flag] = Field(description="Why no alias should point to it.")
     deprecated: Deprecation | None
     deleted: Deletion | None
+    validations: list[Validation] = Field(description="What was measured again, oldest first.")
     figures: Figures
 
 
@@ -261,6 +276,7 @@ class Version(Answer):
     flags: dict[VersionFlag, Flag]
     deprecated: Deprecation | None
     deleted: Deletion | None
+    validations: list[Validation]
     package_digest: str
     artifact_digest: str
     report: dict[str, Any]

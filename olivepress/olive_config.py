@@ -11,6 +11,7 @@ from typing import Any
 from olivepress.errors import BadRecipe
 from olivepress.json_values import why_not_kept
 from olivepress.olive_builder_options import read_builder
+from olivepress.olive_catalog import precision_left
 from olivepress.olive_reading import Options, Reading, options_of
 from olivepress.recipe_files import mistakes, parse_recipe
 from olivepress.recipes import ExecutionProvider, Precision, Recipe
@@ -46,23 +47,13 @@ REFUSED = {
     "auto_optimizer_config": "lets Olive choose the passes; write them under passes",
     "azureml_client": "would use a service elsewhere; leave it out",
     "cache_config": "would share a cache; every attempt has a cache of its own, so leave it out",
-    "data_configs": "would give passes data; no pass here reads any, so leave it out",
+    "data_configs": "would give passes data; what they learn from is submitted as 'calibration: FILE', so leave it out",
     "enable_shared_cache": "would share a cache; every attempt has a cache of its own, so leave it out",
     "evaluator": "would measure in Olive; gates and validation do that here, so leave it out",
     "evaluators": "would measure in Olive; gates and validation do that here, so leave it out",
     "packaging_config": "would pack the result in Olive; `olivepress install` hands models out, so leave it out",
     "plot_pareto_frontier": "belongs to a search; a recipe is one point, so leave it out",
     "search_strategy": "asks for a search; a recipe is one point, so leave it out and submit one file for each point",
-}
-# What these passes leave of the model builder's precision.
-PASS_PRECISION = {
-    "onnxblockwisertnquantization": Precision.INT4,
-    "onnxdynamicquantization": Precision.INT8,
-    "onnxfloattofloat16": Precision.FP16,
-    "onnxhqqquantization": Precision.INT4,
-    "onnxkquantquantization": Precision.INT4,
-    "onnxquantization": Precision.INT8,
-    "onnxstaticquantization": Precision.INT8,
 }
 
 
@@ -227,7 +218,9 @@ def _read_passes(read: Reading, passes: Any) -> None:
             builders += 1
             read_builder(read, place, options)
         elif kind:
-            (after if builders else before).append({"type": kind, "config": options.values})
+            when, named = ("after", after) if builders else ("before", before)
+            read.places[f"olive_passes.{when}.{len(named)}.type"] = f"{place}.type"
+            named.append({"type": kind, "config": options.values})
     if builders != 1:
         text = f"has {builders} passes of type ModelBuilder; exactly one makes a model that generates text: write one"
         read.refuse("passes", text)
@@ -254,8 +247,7 @@ def _take_passes(read: Reading, before: list[dict[str, Any]], after: list[dict[s
     if not before and not after:
         return
     passes: dict[str, Any] = {"before": before, "after": after}
-    built, kinds = read.keys.get("precision"), [one["type"].lower() for one in after]
-    left = next((PASS_PRECISION[kind] for kind in reversed(kinds) if kind in PASS_PRECISION), None)
+    built, left = read.keys.get("precision"), precision_left(after)
     if left and built in (Precision.FP32, Precision.FP16) and left != built:
         # The builder's precision is only on the way; the model is called after what it becomes.
         passes["builder_precision"], read.keys["precision"] = built, left.value

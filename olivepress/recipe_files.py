@@ -14,6 +14,7 @@ from olivepress.errors import BadRecipe
 from olivepress.gates import GateLimits, parse_limits
 from olivepress.jobs import digest_of
 from olivepress.json_values import why_not_kept
+from olivepress.olive_catalog import precision_left, why_unusable
 from olivepress.recipe_keys import FoundryKeys, KeysModel, PassesKeys, PassKeys, RecipeKeys
 from olivepress.recipes import (
     BLOCK_SIZES,
@@ -286,6 +287,25 @@ def _other_mistakes(keys: RecipeKeys) -> list[Mistake]:
     passes = keys.olive_passes
     if passes.builder_precision and not (passes.before or passes.after):
         found.append(Mistake("olive_passes.builder_precision", "needs passes before or after; leave it out"))
+    return [*found, *_pass_mistakes(keys)]
+
+
+def _pass_mistakes(keys: RecipeKeys) -> list[Mistake]:
+    """What data alone tells of passes; the worker knows the rest."""
+    passes = keys.olive_passes
+    found = [
+        Mistake(f"olive_passes.{when}.{number}.type", why)
+        for when, named in (("before", passes.before), ("after", passes.after))
+        for number, one in enumerate(named)
+        if (why := why_unusable(one.model_dump(), on_checkpoint=when == "before"))
+    ]
+    built = passes.builder_precision or keys.precision
+    # A model is called after its precision: one of 4 bits is not published as one of 8.
+    made = passes.after if passes.after and not built.is_quantized else () if passes.after else passes.before
+    left = precision_left([one.model_dump() for one in made])
+    if left and left != keys.precision and not found:
+        text = f"is {keys.precision}, but the passes make {left} of it; write {left}"
+        found.append(Mistake("precision", text + (f", and builder_precision: {built}" if passes.after else "")))
     return found
 
 

@@ -5,7 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from olivepress.own_process import WAITING
 from tests.postgres import PostgresServer, postgres_server
+
+# Before torch is imported: two test processes on two cores would wait for each other's threads most of the time.
+os.environ.update(WAITING)
 
 
 @pytest.fixture(autouse=True)

@@ -126,6 +126,8 @@ def describe(connection: Connection, code: StepCode) -> None:
     die_with_parent(_forkserver_pid())
     try:
         connection.send(import_module(code.preload).supported_architectures())
+    except BaseException:  # The edge of the process. The forkserver itself passes over imports that fail.
+        traceback.print_exc()
     finally:
         os._exit(0)
 

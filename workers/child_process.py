@@ -15,6 +15,7 @@ import structlog
 
 from olivepress.errors import RuntimeCrashed
 from olivepress.lifetime import WORKER_PID_VARIABLE
+from olivepress.own_process import WAITING
 from workers import child, keeper
 from workers.process_tree import Member, descendants, is_same, started_in
 
@@ -43,7 +44,7 @@ def start_forkserver(code: child.StepCode) -> None:
 
     Must be called in the worker's main thread: the kernel ends the forkserver with the thread that started it.
     """
-    os.environ.update(OFFLINE)
+    os.environ.update(OFFLINE | WAITING)
     os.environ[WORKER_PID_VARIABLE] = str(os.getpid())
     multiprocessing.get_context("forkserver").set_forkserver_preload(
         ["workers.forkserver", "workers.child", code.preload]

@@ -54,8 +54,9 @@ def lineage(
             raise typer.BadParameter("give either a version or --checkpoint", param_hint="NAME")
         _show_descendants(checkpoint, team, as_json=as_json)
     elif reference:
+        wanted = parse_reference(reference)
         with connect() as client:
-            found = client.lineage(parse_reference(reference), team)
+            found = client.lineage(wanted, team)
         _write(found, svg, html)
         if as_json:
             emit(found)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from olivepress.client.batches import BatchCalls
 from olivepress.client.keys import KeyCalls
+from olivepress.client.measuring import MeasuringCalls
 from olivepress.client.models import ModelCalls
 from olivepress.client.quotas import QuotaCalls
 from olivepress.client.recipes import RecipeCalls
@@ -24,7 +25,7 @@ OnBytes = Callable[[int, int], None]
 NO_SPACE = 28
 
 
-class Client(BatchCalls, KeyCalls, ModelCalls, QuotaCalls, RecipeCalls, RegistryCalls, StackCalls):
+class Client(BatchCalls, KeyCalls, MeasuringCalls, ModelCalls, QuotaCalls, RecipeCalls, RegistryCalls, StackCalls):
     """A connection to the API; use as a context manager. Methods raise the olivepress error that the API answers.
 
     All raise ServiceUnavailable when the API does not answer, and NotAllowed when it refuses the key.

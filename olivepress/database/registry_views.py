@@ -7,6 +7,7 @@ from sqlalchemy import ColumnElement, Select, Text, cast, exists, func, or_, sel
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from olivepress.database.figures import figures_of, figures_view
+from olivepress.database.remeasuring import validations
 from olivepress.database.tables import AliasRow, Json, ModelRow, VersionRow
 from olivepress.database.versions import find_model, find_version
 from olivepress.registry import VersionReference, VersionSearch
@@ -42,13 +43,14 @@ def models(
     with_count = _version_columns().add_columns(newest.c.versions).join(newest, newest.c.id == VersionRow.id)
     versions = {row.model_id: row for row in session.execute(with_count)}
     aliases = _aliases(session, ids)
+    again = validations(session, [row.id for row in versions.values()])
     return [
         {
             "name": row.name,
             "team": row.team,
             "created_at": row.created_at,
             "versions": versions[row.id].versions if row.id in versions else 0,
-            "newest": _version_view(versions[row.id], aliases.get(row.id, {})) if row.id in versions else None,
+            "newest": _version_view(versions[row.id], aliases.get(row.id, {}), again) if row.id in versions else None,
             "aliases": aliases.get(row.id, {}),
         }
         for row in rows
@@ -65,11 +67,13 @@ def model(session: Session, team: str, name: str, search: VersionSearch | None =
     aliases = _aliases(session, [row.id]).get(row.id, {})
     wanted = _conditions(search or VersionSearch())
     query = _version_columns().where(VersionRow.model_id == row.id, *wanted).order_by(VersionRow.number.desc())
+    found = session.execute(query).all()
+    again = validations(session, [version.id for version in found])
     return {
         "name": row.name,
         "team": row.team,
         "created_at": row.created_at,
-        "versions": [_version_view(found, aliases) for found in session.execute(query)],
+        "versions": [_version_view(version, aliases, again) for version in found],
         "aliases": aliases,
     }
 
@@ -95,6 +99,7 @@ def version(session: Session, team: str, wanted: VersionReference) -> Json:
         "job_id": row.job_id,
         "created_at": row.created_at,
         **_standing_view(row),
+        "validations": validations(session, [row.id]).get(row.id, []),
         "package_digest": row.package_digest,
         "artifact_digest": row.artifact_digest,
         "report": row.report,
@@ -110,11 +115,13 @@ def version_summary(session: Session, team: str, wanted: VersionReference) -> Js
     """
     owner, row = find_version(session, team, wanted, also_deleted=True)
     found = session.execute(_version_columns().where(VersionRow.id == row.id)).one()
-    return _version_view(found, _aliases(session, [owner.id]).get(owner.id, {}))
+    again = validations(session, [row.id])
+    return _version_view(found, _aliases(session, [owner.id]).get(owner.id, {}), again)
 
 
 def _version_columns() -> Select[*tuple[Any, ...]]:
     return select(
+        VersionRow.id,
         VersionRow.model_id,
         VersionRow.number,
         VersionRow.size_bytes.label("version_size_bytes"),
@@ -138,7 +145,7 @@ def _version_columns() -> Select[*tuple[Any, ...]]:
     ).join(ModelRow, ModelRow.id == VersionRow.model_id)
 
 
-def _version_view(row: Any, aliases: dict[str, int]) -> Json:
+def _version_view(row: Any, aliases: dict[str, int], again: dict[int, list[Json]]) -> Json:
     return {
         "number": row.number,
         "version": f"{row.name}:{row.number}",
@@ -150,6 +157,7 @@ def _version_view(row: Any, aliases: dict[str, int]) -> Json:
         "job_id": row.job_id,
         "created_at": row.created_at,
         **_standing_view(row),
+        "validations": again.get(row.id, []),
         "figures": figures_view(row),
     }
 

@@ -216,7 +216,8 @@ def _job_views(session: Session, chosen: Select[int]) -> list[Json]:
 
 def _job_columns() -> Select[*tuple[Any, ...]]:
     # Not the whole row: the recipe's JSON is not shown in lists.
-    return select(
+    subject = aliased(VersionRow)
+    found: Select[*tuple[Any, ...]] = select(
         JobRow.id,
         JobRow.batch_id,
         JobRow.kind,
@@ -237,7 +238,10 @@ def _job_columns() -> Select[*tuple[Any, ...]]:
         JobRow.created_at,
         JobRow.finished_at,
         VersionRow.number.label("version_number"),
-    ).outerjoin(VersionRow, VersionRow.id == JobRow.version_id)
+        subject.number.label("subject_number"),
+    )
+    found = found.outerjoin(VersionRow, VersionRow.id == JobRow.version_id)
+    return found.outerjoin(subject, subject.id == JobRow.subject_version_id)
 
 
 def _step_columns() -> Select[*tuple[Any, ...]]:
@@ -302,6 +306,7 @@ def _job_view(row: Any, steps: list[Json], now: float) -> Json:
         "ladder": [rung["recipe"]["name"] for rung in row.ladder or ()],
         "model": row.model_name,
         "version": f"{row.model_name}:{row.version_number}" if row.version_number is not None else None,
+        "subject": f"{row.model_name}:{row.subject_number}" if row.subject_number is not None else None,
         "alias": row.alias,
         "priority": row.priority,
         "state": row.state,

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from olive.package_config import OlivePackageConfig
 
+from olivepress import olive_catalog
 from olivepress.errors import BadRecipe, ConversionFailed, NoRoom
 from olivepress.olive_config import recipe_of_workflow
 from olivepress.recipe_files import parse_recipe
@@ -26,7 +28,7 @@ from tests.integration.conversion_cases import (
 from tests.unit.test_olive_config import DOCUMENTED, with_pass
 from workers.steps import convert
 from workers.steps.context import StepContext
-from workers.toolchains import olive
+from workers.toolchains import olive_passes
 
 pytestmark = pytest.mark.toolchain
 
@@ -225,51 +227,59 @@ class TestWorkflows:
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("passes", "told"),
+        ("on", "one", "told"),
         [
+            ("onnx", {"type": "OnnxDynamicQuantisation"}, "has no pass 'OnnxDynamicQuantisation'; did you mean Onnx"),
+            ("onnx", {"type": "Zzz"}, "the installed Olive has no pass 'Zzz'"),
+            ("onnx", {"type": "OnnxBnb4Quantization"}, "OnnxBnb4Quantization needs the packages bitsandbytes, triton"),
+            ("checkpoint", {"type": "AutoAWQQuantizer"}, "the pass AutoAWQQuantizer needs the package autoawq"),
+            ("checkpoint", {"type": "Gptq"}, "the pass Gptq learns from text of the fine-tune's domain; submit some"),
+            ("checkpoint", {"type": "SpinQuant"}, "SpinQuant needs a data set to calibrate with"),
+            ("onnx", {"type": "OnnxStaticQuantization"}, "OnnxStaticQuantization needs a data set"),
+            ("onnx", {"type": "OnnxQuantization"}, "needs data for the mode 'static', its default; write quant_mode"),
             (
-                {"after": [{"type": "OnnxDynamicQuantisation"}]},
-                "has no pass 'OnnxDynamicQuantisation'; did you mean Onnx",
-            ),
-            ({"after": [{"type": "Zzz"}]}, "the installed Olive has no pass 'Zzz'"),
-            (
-                {"after": [{"type": "OnnxBnb4Quantization"}]},
-                "OnnxBnb4Quantization needs the packages bitsandbytes, triton",
-            ),
-            ({"before": [{"type": "AutoAWQQuantizer"}]}, "the pass AutoAWQQuantizer needs the package autoawq"),
-            ({"before": [{"type": "Gptq"}]}, "Gptq needs a data set to calibrate with, and would fetch one from a hub"),
-            ({"after": [{"type": "OnnxStaticQuantization"}]}, "OnnxStaticQuantization needs a data set"),
-            (
-                {"before": [{"type": "Gptq", "config": {"data_config": "wikitext"}}]},
+                "checkpoint",
+                {"type": "Gptq", "config": {"data_config": "wikitext"}},
                 "is to read data (data_config); data sets of a hub are never fetched",
             ),
             (
-                {"after": [{"type": "OnnxDynamicQuantization", "config": {"per_chanel": True}}]},
+                "onnx",
+                {"type": "OnnxDynamicQuantization", "config": {"per_chanel": True}},
                 "has no option 'per_chanel'; did you mean 'per_channel'?",
             ),
             (
-                {"after": [{"type": "OnnxDynamicQuantization", "config": {"per_channel": "perhaps"}}]},
+                "onnx",
+                {"type": "OnnxDynamicQuantization", "config": {"per_channel": "perhaps"}},
                 "does not take per_channel: 'perhaps'",
             ),
             (
-                {"after": [{"type": "OnnxDynamicQuantization", "config": {"external_data_name": "x"}}]},
+                "onnx",
+                {"type": "OnnxDynamicQuantization", "config": {"external_data_name": "x"}},
                 "option 'external_data_name' of the pass OnnxDynamicQuantization says where its model goes",
             ),
-            ({"after": [{"type": "GraphSurgeries"}]}, "the pass GraphSurgeries needs the option 'surgeries'"),
-            ({"before": [{"type": "OnnxDynamicQuantization"}]}, "does not work on the checkpoint; write it after"),
-            ({"after": [{"type": "Rtn"}]}, "does not work on an ONNX model; write it before"),
-            ({"after": [{"type": "OrtMixedPrecision"}]}, "is for CUDAExecutionProvider, DmlExecutionProvider"),
-            ({"after": [{"type": "OrtSessionParamsTuning"}]}, "measures on the machine that it runs on"),
+            ("onnx", {"type": "GraphSurgeries"}, "the pass GraphSurgeries needs the option 'surgeries'"),
+            ("checkpoint", {"type": "SelectiveMixedPrecision"}, "needs an option that is not given; it has: algorithm"),
+            ("checkpoint", {"type": "Rtn", "config": {"embeds": True}}, "'embeds' of the pass Rtn would quantize"),
+            ("checkpoint", {"type": "OnnxDynamicQuantization"}, "does not work on the checkpoint; write it after"),
+            ("onnx", {"type": "Rtn"}, "does not work on an ONNX model; write it before"),
+            ("onnx", {"type": "OrtMixedPrecision"}, "is for CUDAExecutionProvider, DmlExecutionProvider"),
+            ("onnx", {"type": "OrtSessionParamsTuning"}, "measures on the machine that it runs on"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
-    def test_a_pass_that_cannot_run_is_refused_by_name_before_anything_runs(
-        self, source: Path, tmp_path: Path, passes: dict[str, Any], told: str
+    def test_a_pass_that_cannot_run_is_refused_by_name(
+        self, on: olive_passes.WorksOn, one: dict[str, Any], told: str
     ) -> None:
         with pytest.raises(BadRecipe) as caught:
-            run_recipe(source, own(olive_passes=passes), tmp_path)
+            olive_passes.refuse_unrunnable([{"config": {}} | one], on, has_calibration=False)
         assert told in str(caught.value)
-        assert not list((tmp_path / "scratch").iterdir())
+
+    def test_it_is_refused_before_anything_runs(self, source: Path, tmp_path: Path) -> None:
+        recipe = own(olive_passes={"before": [{"type": "AutoAWQQuantizer"}]})
+
+        with pytest.raises(BadRecipe, match="needs the package autoawq"):
+            run_recipe(source, recipe, tmp_path)
+        assert not list((tmp_path / "first" / "scratch").iterdir())
 
     def test_code_of_the_recipes_own_is_never_run(self, tmp_path: Path) -> None:
         script = tmp_path / "evil.py"
@@ -277,8 +287,19 @@ class TestRefusals:
         found = []
         for name in ("OnnxConversion", "OnnxScriptFusion", "OrtTransformersOptimization", "OptimumConversion"):
             for key in ("user_script", "script_dir"):
-                passes = {"after": [{"type": name, "config": {key: str(script)}}]}
+                one = {"type": name, "config": {key: str(script)}}
                 with pytest.raises(BadRecipe) as caught:
-                    olive.refuse_unbuildable(own(olive_passes=passes).build_options())
+                    olive_passes.refuse_unrunnable([one], "onnx", has_calibration=True)
                 found.append(str(caught.value))
         assert "it ran" not in json.dumps(found)
+
+    def test_what_is_known_of_passes_without_olive_is_what_the_installed_one_says(self) -> None:
+        names: dict[str, set[str]] = {"checkpoint": set(), "onnx": set(), "elsewhere": set()}
+        for kind, found in OlivePackageConfig.load_default_config().passes.items():
+            is_for_cpu = olive_passes.CPU in found.supported_providers
+            homes = [on for on, home in olive_passes.HOMES.items() if found.module_path.startswith(home)]
+            if kind != "modelbuilder":
+                names[homes[0] if homes and is_for_cpu else "elsewhere"].add(found.module_path.rpartition(".")[2])
+
+        known = {"checkpoint": olive_catalog.ON_CHECKPOINTS, "onnx": olive_catalog.ON_ONNX}
+        assert names == {on: set(each) for on, each in (known | {"elsewhere": olive_catalog.ELSEWHERE}).items()}

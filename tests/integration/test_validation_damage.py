@@ -82,11 +82,10 @@ def test_every_recipe_stays_near_its_source_and_far_from_any_other(
 
     with opened(package) as model:
         yardstick = read_facts(package / "model.onnx").yardstick
+        said = {other: read_reference(press.reference(source(other))) for other in FINE_TUNES}
         ratios = {
-            other: measure_quality(
-                read_reference(press.reference(source(other))), model.logits, yardstick, lambda share: None
-            )["kl_over_rounding"]
-            for other in FINE_TUNES
+            other: measure_quality(each, model.logits, yardstick, lambda share: None)["kl_over_rounding"]
+            for other, each in said.items()
         }
 
     assert ratios.pop(name) < limit / 2

@@ -114,7 +114,7 @@ class Proof:
 @contextmanager
 def _own_words() -> Iterator[Callable[[str], None]]:
     """A way to print; what the builder, torch and the engine print goes nowhere."""
-    with os.fdopen(os.dup(1), "w") as own, open(os.devnull, "w") as nowhere:
+    with os.fdopen(os.dup(1), "w") as own, Path(os.devnull).open("w") as nowhere:
         for number in (1, 2):
             os.dup2(nowhere.fileno(), number)
         try:

@@ -73,7 +73,9 @@ class TestRecipes:
     def test_what_the_first_release_stored_in_a_job_can_be_read(self) -> None:
         assert Recipe.from_dict(STORED_BY_THE_FIRST_RELEASE).build_options() == BUILT_IN["cpu-int8"].build_options()
 
-    @pytest.mark.parametrize("recipe", [*BUILT_IN.values(), own(olive_passes=PASSES), own(nodes_to_exclude=["/a"])])
+    @pytest.mark.parametrize(
+        "recipe", [*BUILT_IN.values(), own(precision="int8", olive_passes=PASSES), own(nodes_to_exclude=["/a"])]
+    )
     def test_what_is_stored_is_read_back(self, recipe: Recipe) -> None:
         assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
@@ -135,7 +137,7 @@ class TestSharing:
             {"mixed_precision": "last_matmul:int8"},
             {"nodes_to_exclude": ["/lm_head/MatMul"]},
             {"execution_provider": "cuda"},
-            {"olive_passes": {"after": [{"type": "OnnxDynamicQuantization"}]}},
+            {"olive_passes": {"before": [{"type": "QuaRot"}]}},
         ],
     )
     def test_whatever_changes_the_bytes_changes_the_conversion(self, change: dict[str, Any]) -> None:
@@ -201,6 +203,29 @@ class TestFiles:
             ({"olive_passes": {"builder_precision": "fp32"}}, "builder_precision needs passes"),
             ({"olive_passes": {"after": [{"type": "a.b.Evil"}]}}, "olive_passes.after.0.type is 'a.b.Evil'"),
             ({"olive_passes": {"after": [{"type": "A", "conf": {}}]}}, "did you mean 'config'? there is: type, config"),
+            (
+                {"olive_passes": {"after": [{"type": "OnnxDynamicQuantisation"}]}},
+                "olive_passes.after.0.type is 'OnnxDynamicQuantisation', and Olive has no such pass; did you mean Onnx",
+            ),
+            (
+                {"olive_passes": {"before": [{"type": "OnnxHqqQuantization"}]}},
+                "does not work here; write it under after",
+            ),
+            ({"olive_passes": {"after": [{"type": "QNNConversion"}]}}, "which is not for language models on the CPU"),
+            ({"olive_passes": {"after": [{"type": "OnnxQuantization"}]}}, "its default; write quant_mode: dynamic"),
+            ({"olive_passes": {"before": [{"type": "SpinQuant"}]}}, "needs data that nothing here gives it"),
+            (
+                {"olive_passes": {"before": [{"type": "Gptq", "config": {"data_config": "wikitext"}}]}},
+                "with data of its own (data_config); no data set is fetched",
+            ),
+            (
+                {"precision": "int8", "olive_passes": {"before": [{"type": "Gptq"}]}},
+                "precision is int8, but the passes make int4 of it; write int4",
+            ),
+            (
+                {"olive_passes": {"after": [{"type": "OnnxDynamicQuantization"}], "builder_precision": "fp32"}},
+                "precision is int4, but the passes make int8 of it; write int8, and builder_precision: fp32",
+            ),
         ],
     )
     def test_a_wrong_key_is_told_with_what_it_is_and_what_may_be(self, keys: dict[str, Any], told: str) -> None:

@@ -79,7 +79,9 @@ def _chats(result: dict[str, Any]) -> Iterator[Part]:
     if certificate is None:
         return
     runtime = certificate["runtime"].get("foundry-local-sdk", "")
-    detail = certificate["problem"] or f"the same three times by the runtime {runtime}, network: {certificate['network']}"
+    detail = (
+        certificate["problem"] or f"the same three times by the runtime {runtime}, network: {certificate['network']}"
+    )
     yield {
         "name": "Foundry Local",
         "is_ok": certificate["status"] == "passed",

@@ -209,8 +209,11 @@ _original_grouped_attention = builder.Model.is_gqa_supported
 
 
 def _groups_attention(model: builder.Model) -> bool:
-    # The operator takes heads of a multiple of 16 only; without it the builder repeats keys and values for each head.
-    return bool(_original_grouped_attention(model)) and model.head_size % GROUPED_SIZE == 0
+    # The operator takes heads of a multiple of 16 only. Without it the builder repeats keys and values for each head,
+    # but knows no window and no cap; where there is one, the runtime refuses the operator by name.
+    needs_operator = bool(model.attention_attrs["softcap"]) or (model.window_size or -1) > 0
+    fits = model.head_size % GROUPED_SIZE == 0
+    return bool(_original_grouped_attention(model)) and (fits or needs_operator)
 
 
 _original_attention = builder.SmolLM3Model.make_attention
