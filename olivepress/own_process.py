@@ -32,7 +32,7 @@ OFFLINE = {
 
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 """OpenMP's threads, which torch computes with, spin while they wait for each other. With more work than cores (other
-slots, other services) that made torch 10 to 30 times slower (measured); without it a quiet machine loses next to nothing.
+slots, other services) that made torch 10 to 30 times slower (measured); a quiet machine loses next to nothing.
 """
 
 # Where this process's interpreter and libraries are found, and how many threads they use; nothing else is passed on.
@@ -170,7 +170,8 @@ def _environment(scratch: Path) -> dict[str, str]:
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     places = {name: str(scratch) for name in ("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME")}
     path = os.pathsep.join(filter(None, [str(_services_root()), os.environ.get("PYTHONPATH")]))
-    return environment | places | OFFLINE | WAITING | {"PYTHONPATH": path, PARENT_VARIABLE: str(os.getpid()), "PYTHONUTF8": "1"}
+    own = {"PYTHONPATH": path, PARENT_VARIABLE: str(os.getpid()), "PYTHONUTF8": "1"}
+    return environment | places | OFFLINE | WAITING | own
 
 
 def _services_root() -> Path:

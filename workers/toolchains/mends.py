@@ -16,7 +16,7 @@ from workers.toolchains.replaced import replaced
 # Ways to stretch rotary embeddings that one set of frequencies describes.
 STRETCHED_ROPES = ("linear", "dynamic", "llama3", "yarn")
 FREQUENCIES, BASE = "frequencies", "base"
-FUSED_PAIRS, GROUPED_SIZE = 8, 16
+FUSED_SIZE, FUSED_PAIRS = 16, 8
 
 
 def mend_config(config: PreTrainedConfig) -> None:
@@ -87,8 +87,6 @@ def builder_mended() -> AbstractContextManager[None]:
         (builder.Model, "make_inv_freq_rescaled", _rescaled_frequencies),
         (builder.Model, "is_fused_rope_supported", _fuses_rope),
         (builder.Model, "is_packed_matmul_supported", _packs_queries_and_keys),
-        (builder.Model, "is_gqa_supported", _groups_attention),
-        (builder.Model, "is_packed_attn_supported", lambda model: False),
         (builder.LlamaModel, "make_rope_init", _rope),
         (builder.HunyuanDenseV1Model, "make_rope_init", _rope_of_hunyuan),
         (builder.SmolLM3Model, "make_attention", _attention_with_or_without_rope),
@@ -192,9 +190,11 @@ _original_fused_rope = builder.Model.is_fused_rope_supported
 
 
 def _fuses_rope(model: builder.Model) -> bool:
-    # The attention's own rope turns a multiple of 8 pairs only; the operator beside it turns any number.
+    # The attention's own rope takes heads of a multiple of 16 and turns a multiple of 8 pairs; the operator beside it
+    # takes and turns any number.
     turned = model.rope_attrs["rotary_embedding_dim"] or model.head_size
-    return bool(_original_fused_rope(model)) and turned // 2 % FUSED_PAIRS == 0
+    fits = model.head_size % FUSED_SIZE == 0 and turned // 2 % FUSED_PAIRS == 0
+    return fits and bool(_original_fused_rope(model))
 
 
 _original_packed_matmul = builder.Model.is_packed_matmul_supported
@@ -204,8 +204,6 @@ def _packs_queries_and_keys(model: builder.Model) -> bool:
     # Joined, they would go into the attention as one; a rope beside it wants them apart.
     return bool(_original_packed_matmul(model)) and model.is_fused_rope_supported()
 
-
-_original_grouped_attention = builder.Model.is_gqa_supported
 
 
 def _groups_attention(model: builder.Model) -> bool:
