@@ -63,6 +63,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, meaning in {
         401: "The admin key is missing or wrong.",
         404: "Nothing has this name or number.",
+        409: "Something that is published speaks against it.",
         413: "The body is larger than 16 MiB.",
         422: "The request itself is wrong.",
         503: "A part of the stack does not answer.",

@@ -236,7 +236,9 @@ def _check(name: str, report: Report) -> GateResult:
     path, words = CHECKS[name]
     status = _at(report, path)
     if status == "passed":
-        note = "; ".join([words, *_notes(report, path[0])])
+        # What was not tried is said first: it is no part of what passed.
+        untried = [f"not tried: {what}" for what in _at(report, (path[0], "untried")) or []]
+        note = "; ".join([*untried, words, *_notes(report, path[0])])
         return GateResult(name, True, True, Verdict.PASSED, note)
     if status == "failed":
         problem = _at(report, (path[0], "problem")) or f"it is not so that {words}"

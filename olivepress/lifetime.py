@@ -15,9 +15,11 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 WORKER_PID_VARIABLE = "OLIVEPRESS_WORKER_PID"
 WATCH_EVERY_S = 0.5
+# Windows has none, and clients import this there.
+SIGKILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)
 
 
-def die_with_parent(parent_pid: int, number: int = signal.SIGKILL) -> None:
+def die_with_parent(parent_pid: int, number: int = SIGKILL) -> None:
     """Have the kernel send this process a signal (on Linux any, elsewhere it just ends) when `parent_pid` is gone.
 
     Source: prctl(2), PR_SET_PDEATHSIG. The parent may have died before the call, hence the check after it.

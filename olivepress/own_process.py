@@ -205,7 +205,8 @@ def _error(described: Mapping[str, str]) -> OlivepressError:
 
 def answer_with(handle: Callable[[dict[str, Any], ProgressListener], dict[str, Any]]) -> None:
     """The program's side: read the request, call `handle(request, report_progress)`, write its answer or error."""
-    if PARENT_VARIABLE in os.environ:
+    # On Windows the interpreter of a virtual environment is a launcher: not the asker, but that is our parent there.
+    if PARENT_VARIABLE in os.environ and sys.platform != "win32":
         die_with_parent(int(os.environ[PARENT_VARIABLE]))
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     # From here on a print, of Python or of a native library, goes to the log.

@@ -29,6 +29,8 @@ CALIBRATE_S_PER_PARAMETER = 1.0e-6
 VALIDATE_S_PER_PARAMETER = 0.05e-6
 VALIDATE_S_PER_BYTE = 0.02e-6
 WEIGHT_OF_NEW_ATTEMPT = 0.3
+MODEL_KIND = "model"
+"""What ingest calls the kind of a model that was made elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,35 @@ def predict(kind: StepKind, sizes: Sizes | None, recipe: Recipe) -> StepCost:
     memory = VALIDATE_BYTES + round(VALIDATE_COPIES * output)
     seconds = 1.5 + VALIDATE_S_PER_PARAMETER * sizes.parameters + VALIDATE_S_PER_BYTE * output
     return StepCost(memory, output, seconds)
+
+
+def of_model(kind: StepKind, size_bytes: int) -> StepCost:
+    """What a step takes of a model that was made elsewhere: its size is known, its source is not."""
+    if kind is StepKind.PUBLISH:
+        return StepCost(0, 0, 0.1)
+    copying_s = size_bytes / READ_BYTES_PER_S
+    if kind is StepKind.INGEST:
+        return StepCost(INGEST_BYTES, 2 * size_bytes, 0.5 + 2 * copying_s)
+    if kind is StepKind.PACKAGE:
+        return StepCost(CHILD_BYTES, 2 * size_bytes, 0.3 + 2 * copying_s)
+    memory = VALIDATE_BYTES + round(VALIDATE_COPIES * size_bytes)
+    # A parameter has half a byte at least.
+    parameters = 2 * size_bytes
+    seconds = 1.5 + VALIDATE_S_PER_PARAMETER * parameters + VALIDATE_S_PER_BYTE * size_bytes
+    return StepCost(memory, size_bytes, seconds)
+
+
+def cost_family_of(ingested: Mapping[str, Any], recipe: Recipe) -> str:
+    """The cost family of what ingest found."""
+    family: str = ingested["family"]
+    return f"{family}/imported" if ingested.get("kind") == MODEL_KIND else cost_family(family, recipe)
+
+
+def expected(kind: StepKind, ingested: Mapping[str, Any], recipe: Recipe) -> StepCost:
+    """What a step takes by what ingest found (nothing yet: empty), from sizes alone."""
+    if ingested.get("kind") == MODEL_KIND:
+        return of_model(kind, ingested["size_bytes"])
+    return predict(kind, sizes_of(ingested), recipe)
 
 
 def _quantize_cost(sizes: Sizes, recipe: Recipe, output: int) -> StepCost:

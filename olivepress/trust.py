@@ -12,7 +12,7 @@ from olivepress.errors import BadArtifact, NotFound, PermanentError, UntrustedKe
 from olivepress.known_keys import KnownKeys, local_stack
 from olivepress.signing import PublicKey
 from olivepress.store.manifest import Manifest
-from olivepress.verification import Content, Verification, verify
+from olivepress.verification import SMALL_BYTES, Content, Verification, verify
 
 Json = dict[str, Any]
 Tell = Callable[[str], object]
@@ -141,7 +141,13 @@ def remote_content(client: Client, version: Json, manifest: Manifest) -> Content
     """The files of a version that is still with the stack, as its manifest says; what is read arrives verified."""
     files = {"files": [{"path": file.path, "sha256": file.sha256} for file in manifest.files]}
     sums = {file.path: file.sha256 for file in manifest.files}
-    return Content(sums, lambda path: client.read_file(version | files, path))
+
+    def read(path: str) -> bytes:
+        if manifest.file(path).size_bytes > SMALL_BYTES:
+            raise BadArtifact(f"{path} of {version['version']} is far larger than it may be; nothing of it is used")
+        return client.read_file(version | files, path)
+
+    return Content(sums, read)
 
 
 def unpacked_content(directory: Path, manifest: Manifest) -> Content:

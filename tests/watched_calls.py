@@ -288,7 +288,7 @@ class _Watcher:
         program = directory = "?"
         with suppress(OSError):
             program = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
-            directory = os.readlink(f"/proc/{pid}/cwd")
+            directory = str(Path(f"/proc/{pid}/cwd").readlink())
         calls.append(Call(name, target, pid, program.strip(), directory))
 
 
@@ -312,7 +312,7 @@ def _path(pid: int, directory: int, path: str) -> str:
     """The path as it is seen from here, its directory without symbolic links."""
     if not path.startswith("/"):
         start = f"/proc/{pid}/cwd" if directory == AT_FDCWD else f"/proc/{pid}/fd/{directory}"
-        path = f"{os.readlink(start)}/{path}" if path else os.readlink(start)
+        path = f"{Path(start).readlink()}/{path}".rstrip("/")
     if path.startswith("/proc/"):
         return path
     parent, _, name = path.rstrip("/").rpartition("/")

@@ -20,6 +20,7 @@ from olivepress.errors import OlivepressError, ServiceUnavailable
 from olivepress.process_identity import is_running
 from olivepress.queues import Ring, celery_app, queue_name, redis_client
 from olivepress.settings import Settings
+from olivepress.signing import SigningKey
 from olivepress.store import open_store
 from workers import host, memory_allowance, secrets, tasks
 from workers.child import StepCode
@@ -39,6 +40,9 @@ def serve(settings: Settings, code: StepCode | None = None) -> None:
     code = code or StepCode()
     with secrets.hidden():
         start_forkserver(code)
+    if settings.signing_key_file is not None:
+        # Rather now than when the first model is to be published.
+        SigningKey.load(settings.signing_key_file)
     facts = host.describe(settings)
     database = Database(settings.database)
     migrations.check(database)

@@ -5,7 +5,8 @@ from typing import Any
 
 from olivepress.checkpoint_files import adapter_base, file_identity
 from olivepress.errors import CheckpointChanged
-from olivepress.jobs import StepKind
+from olivepress.jobs import JobKind, StepKind
+from olivepress.model_files import model_identity
 from olivepress.steps import READS_CHECKPOINT, Done, JobFacts
 
 RESULT_KEY = "file_identity"
@@ -17,6 +18,7 @@ class CheckpointWatch:
     def __init__(self, kind: StepKind, job: JobFacts, done: Done) -> None:
         self._is_active = kind is StepKind.INGEST or kind in READS_CHECKPOINT
         self._is_ingest = kind is StepKind.INGEST
+        self._is_model = job.kind is JobKind.IMPORT
         self._path = Path(job.checkpoint_path)
         self._base = base_of(job)
         self._expected: str | None = None
@@ -25,7 +27,12 @@ class CheckpointWatch:
 
     def settled_identity(self) -> str | None:
         """The identity under which ingest is remembered; None while files are so new that a change could hide."""
-        return file_identity(self._path, self._base, settled=True)
+        return self._identity(settled=True)
+
+    def _identity(self, *, settled: bool = False) -> str | None:
+        if self._is_model:
+            return model_identity(self._path, settled=settled)
+        return file_identity(self._path, self._base, settled=settled)
 
     def check(self) -> None:
         """Compare with what was seen first.
@@ -35,7 +42,7 @@ class CheckpointWatch:
         """
         if not self._is_active:
             return
-        now = file_identity(self._path, self._base)
+        now = self._identity()
         if self._expected is None:
             self._expected = now
         if now != self._expected:

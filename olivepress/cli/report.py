@@ -109,7 +109,7 @@ def _read(path: Path) -> Json:
     what_now = "write it with `olivepress report NAME --json`"
     try:
         found: Json = json.loads(path.read_text(encoding="utf-8"))
-        known = found["schema_version"] == document.SCHEMA_VERSION and found["report"]["gates"] is not None
+        known = found["schema_version"] == document.SCHEMA_VERSION and "gates" in found["report"]
     except (ValueError, KeyError, TypeError) as error:
         raise BadArtifact(f"{path} is no report ({error}); {what_now}") from error
     if not known:
@@ -127,7 +127,12 @@ def _show(found: Json) -> None:
     for row in alone.rows:
         figures.add_row(row.measure.title, row.figures[0].text)
     out.print(figures)
+    if found["report"]["gates"] is None:
+        out.print(Text(found["report"]["problem"], style="yellow"))
+        return
     out.print(_gates_table(found["report"]["gates"]))
+    if found["rungs"]:
+        out.print(_rungs_table(found["rungs"]))
     missing = {measure.key for measure in MEASURES} - {row.measure.key for row in alone.rows}
     if "kl_divergence" in missing:
         problem = document.at(found["report"], "quality", "problem") or "validate again to measure it"
@@ -138,6 +143,21 @@ def _gates_table(gates: list[Json]) -> Table:
     table = plain_table(word("gate"), word("verdict"), "why")
     for gate in gates:
         table.add_row(gate["name"], state_text(gate["verdict"]), gate["note"])
+    return table
+
+
+def _rungs_table(rungs: list[Json]) -> Table:
+    """The recipes of a ladder in the order in which they were tried."""
+    table = plain_table(word("rung"), word("verdict"), figure("size"), figure("tokens/s"), figure("KL"), "failed gates")
+    for rung in rungs:
+        table.add_row(
+            rung["recipe"],
+            state_text(rung["verdict"] or "not_measured"),
+            wording.size(rung.get("size_bytes")),
+            wording.digits((rung.get("figures") or {}).get("tokens_per_s")),
+            wording.digits(rung.get("kl_divergence")),
+            ", ".join(rung.get("failed_gates") or ()),
+        )
     return table
 
 

@@ -49,7 +49,7 @@ class MeasuringCalls(Transport):
             return self.document("POST", "/v1/imports", **send)
 
     def recertifications(self) -> Json:
-        """The runtime of all workers, and every version that an alias points to: whether it is to be certified again."""
+        """The runtime of all workers, and for each version with an alias whether it is to be certified again."""
         return self.document("GET", "/v1/recertifications")
 
     def recertify(self) -> Json:

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-from sqlalchemy import JSON, Connection, Integer, MetaData, Table, Text, cast, inspect, select, text
+from sqlalchemy import JSON, Connection, Integer, MetaData, Table, Text, cast, inspect, or_, select, text
 
 import olivepress
 from olivepress.database.migrations import current_revision
@@ -233,7 +233,11 @@ def _references(connection: Connection, metadata: MetaData) -> dict[str, list[st
     for table in metadata.sorted_tables:
         for column in table.columns:
             if column.name in REFERENCES:
-                for digest in connection.scalars(select(column).where(column.is_not(None)).distinct()):
+                query = select(column).where(column.is_not(None)).distinct()
+                # A version that was deleted keeps its row for ever, its files only for the grace period.
+                if (files_until := table.columns.get("files_until")) is not None:
+                    query = query.where(or_(files_until.is_(None), files_until > DatabaseNow()))
+                for digest in connection.scalars(query):
                     found.setdefault(digest, []).append(f"{table.name}.{column.name}")
     return found
 

@@ -8,7 +8,7 @@ from olivepress.database.tables import LearnedCostRow
 from olivepress.database.upsert import upsert
 from olivepress.jobs import StepKind
 from olivepress.recipes import Recipe
-from olivepress.step_cost import Learned, Ratio, StepCost, corrected, cost_family, predict, sizes_of
+from olivepress.step_cost import Learned, Ratio, StepCost, corrected, cost_family_of, expected
 from olivepress.steps import Done
 
 
@@ -21,10 +21,10 @@ def learned(session: Session) -> Learned:
 def predicted(session: Session, kind: StepKind, recipe: Recipe, done: Done) -> StepCost:
     """What a step of a job is going to take, as far as the steps before it tell."""
     ingested = done[StepKind.INGEST].result if StepKind.INGEST in done else {}
-    cost = predict(kind, sizes_of(ingested), recipe)
+    cost = expected(kind, ingested, recipe)
     if not ingested:
         return cost
-    row = session.get(LearnedCostRow, (kind.value, cost_family(ingested["family"], recipe)))
+    row = session.get(LearnedCostRow, (kind.value, cost_family_of(ingested, recipe)))
     return corrected(cost, _ratio(row) if row else None)
 
 
@@ -36,19 +36,16 @@ def learn(session: Session, kind: StepKind, recipe: Recipe, done: Done, used: St
         used: what it took; without seconds or memory nothing is learned.
     """
     ingested = done[StepKind.INGEST].result
-    sizes = sizes_of(ingested)
-    if sizes is None or not used.memory_bytes or used.seconds is None:
+    predicted_cost = expected(kind, ingested, recipe)
+    if not (used.memory_bytes and used.seconds is not None and predicted_cost.memory_bytes and predicted_cost.seconds):
         return
-    expected = predict(kind, sizes, recipe)
-    if not expected.memory_bytes or not expected.seconds:
-        return
-    key = (kind.value, cost_family(ingested["family"], recipe))
+    key = (kind.value, cost_family_of(ingested, recipe))
     now = session.scalars(select(DatabaseNow())).one()
     # Two first attempts of a family may end together: the second finds the row that this leaves.
     values = {"kind": key[0], "family": key[1], "memory_ratio": 1.0, "seconds_ratio": 1.0, "attempts": 0}
     session.execute(upsert(session, LearnedCostRow).values(updated_at=now, **values).on_conflict_do_nothing())
     row = session.get_one(LearnedCostRow, key, with_for_update=True, populate_existing=True)
-    after = _ratio(row).after(used.memory_bytes / expected.memory_bytes, used.seconds / expected.seconds)
+    after = _ratio(row).after(used.memory_bytes / predicted_cost.memory_bytes, used.seconds / predicted_cost.seconds)
     row.memory_ratio, row.seconds_ratio, row.attempts = after.memory, after.seconds, after.attempts
     row.updated_at = now
     session.flush()

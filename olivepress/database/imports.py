@@ -35,9 +35,7 @@ class WantedImport:
     """Why it is published without being measured; None: it is measured."""
 
 
-def insert_import(
-    session: Session, wanted: WantedImport, idempotency_key: str | None
-) -> tuple[BatchId, JobId, bool]:
+def insert_import(session: Session, wanted: WantedImport, idempotency_key: str | None) -> tuple[BatchId, JobId, bool]:
     """Write the batch with its job and steps; the first is queued.
 
     Returns:

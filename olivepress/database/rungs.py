@@ -83,7 +83,7 @@ def _rung_view(recipe: dict[str, Any], result: dict[str, Any]) -> Json:
         "precision": recipe["precision"],
         "verdict": result.get("verdict"),
         "size_bytes": report.get("size_bytes"),
-        "kl_divergence": (report.get("quality") or {}).get("kl_divergence"),
+        "kl_divergence": ((report.get("quality") or {}).get("held_out") or {}).get("kl_divergence"),
         "figures": figures_in(report),
         "failed_gates": [gate["name"] for gate in report.get("gates", ()) if gate["verdict"] == Verdict.FAILED],
     }

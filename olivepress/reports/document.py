@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Json = dict[str, Any]
 SCHEMA_VERSION = 1
+UNMEASURED_VERSION = 2
+"""As a report of the validate step has it."""
 SCHEMA_ID = "urn:olivepress:schema:report:1"
 SCHEMA_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 VERSION_KEYS = (
@@ -122,6 +124,15 @@ class Check(_Part):
     notes: list[str]
 
 
+class Consistency(Check):
+    """How the model behaves over lengths of prompts."""
+
+    lengths_answered: list[int] = []
+    largest_jump: float | None = None
+    untried: list[str] = []
+    """Lengths that were not tried, the limit of the context among them, and why."""
+
+
 class Soak(_Part):
     """Memory over repeated sessions."""
 
@@ -160,7 +171,7 @@ class Measurements(_Part):
     rss_after_load_bytes: int | None = None
     peak_rss_bytes: int | None = None
     latency: list[Latency] = []
-    consistency: Check | None = None
+    consistency: Consistency | None = None
     prompts: Prompts
     soak: Soak | None = None
     quality: Quality | None = None
@@ -171,13 +182,28 @@ class Measurements(_Part):
     gates: list[Gate]
 
 
+class Unmeasured(_Part):
+    """What stands in the place of measurements where a model was imported without being validated."""
+
+    schema_version: int
+    not_validated: str
+    """The reason that was given."""
+    problem: str
+    size_bytes: int
+    gates: None
+
+
 class Rung(_Part):
-    """A recipe of a ladder that was tried, with what came of it."""
+    """A recipe of a ladder that was tried, with what came of it; the first tried is the first."""
 
     recipe: str
-    verdict: str
+    precision: str | None = None
+    verdict: str | None
     size_bytes: int | None = None
     kl_divergence: float | None = None
+    """Mean nats from the source on the held-out text."""
+    figures: dict[str, Any] = {}
+    """What tables of versions show: size_bytes, tokens_per_s, first_token_ms, peak_rss_bytes, prompts_passed …"""
     failed_gates: list[str] = []
 
 
@@ -195,8 +221,8 @@ class ReportDocument(_Part):
     family: str
     created_at: float | None
     """Seconds since 1970."""
-    verdict: str = Field(pattern="^(passed|failed)$")
-    report: Measurements
+    verdict: str = Field(pattern="^(passed|failed|not_measured)$")
+    report: Measurements | Unmeasured
     rungs: list[Rung] = []
     provenance: dict[str, Any] = {}
 
@@ -219,8 +245,21 @@ def document_of(version: Mapping[str, Any]) -> Json:
     }
 
 
+def unmeasured(reason: str, size_bytes: int) -> Json:
+    """The report of a version that nobody measured, for this reason."""
+    return {
+        "schema_version": UNMEASURED_VERSION,
+        "not_validated": reason,
+        "problem": f"this version was imported and never validated: {reason}",
+        "size_bytes": size_bytes,
+        "gates": None,
+    }
+
+
 def verdict_of_report(report: Mapping[str, Any]) -> str:
     """Failed as soon as one gate failed."""
+    if report.get("gates") is None:
+        return "not_measured"
     return "failed" if any(gate["verdict"] == "failed" for gate in report["gates"]) else "passed"
 
 

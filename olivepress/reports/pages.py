@@ -120,7 +120,7 @@ def _memory(report: Mapping[str, Any]) -> Markup | None:
 
 
 def _rungs(rungs: Sequence[Mapping[str, Any]]) -> Markup | None:
-    known = [rung for rung in rungs if rung.get("size_bytes") and rung.get("kl_divergence")]
+    known = [rung for rung in rungs if rung.get("size_bytes") and rung.get("kl_divergence") is not None]
     if len(known) < 2:
         return None
     dots = [

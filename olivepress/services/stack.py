@@ -141,6 +141,7 @@ class Stack:
             (data_dir / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._closing.enter_context(_only_one(data_dir))
         admin_key_file = data_dir / "admin-key"
+        admin_key = _secret(admin_key_file)
         password_file = data_dir / "flower-password"
         redis_password = _secret(data_dir / "run" / "redis-password")
         api_port = _free_port("api", self._settings.api_port)
@@ -155,7 +156,6 @@ class Stack:
         environment = inherited | {
             "OLIVEPRESS_DATA_DIR": str(data_dir),
             "OLIVEPRESS_REDIS_URL": embedded_redis.url(socket_file, redis_password),
-            "OLIVEPRESS_ADMIN_KEY": _secret(admin_key_file),
             "OLIVEPRESS_FLOWER_PASSWORD": _secret(password_file),
             "OLIVEPRESS_API_PORT": str(api_port),
             "OLIVEPRESS_FLOWER_PORT": str(flower_port),
@@ -176,7 +176,7 @@ class Stack:
         configuration = embedded_redis.write_configuration(data_dir, socket_file, redis_password)
         self._add("redis", [str(embedded_redis.server_binary()), str(configuration)])
         self._wait_for("redis", lambda: _redis_answers(socket_file, redis_password))
-        self._add_service("api")
+        self._add_service("api", {"OLIVEPRESS_ADMIN_KEY": admin_key})
         self._add_service("scheduler")
         # The worker's imports keep two cores busy for a while: what people wait for comes first.
         self._wait_for("api", lambda: _http_answers(f"{self._access.url}/healthz"))

@@ -67,6 +67,21 @@ def finished(client: Client, batch_id: int) -> dict[str, dict[str, Any]]:
     return {f"{job['name']} {job['recipe']}": job for job in client.batch(batch_id)["jobs"]}
 
 
+def test_only_the_worker_is_told_where_the_signing_key_lies_and_only_the_api_the_admin_key(stack: RunningStack) -> None:
+    key_file = stack.data_dir / "signing-key.pem"
+
+    assert key_file.stat().st_mode & 0o777 == 0o600
+    told = {name for name in ("api", "scheduler", "worker", "flower") if str(key_file) in _environment(stack, name)}
+    assert told == {"worker"}
+    admin_key = (stack.data_dir / "admin-key").read_text().strip()
+    told = {name for name in ("api", "scheduler", "worker", "flower") if admin_key in _environment(stack, name)}
+    assert told == {"api"}
+
+
+def _environment(stack: RunningStack, part: str) -> str:
+    return Path(f"/proc/{stack.part(part).pid}/environ").read_text()
+
+
 def test_three_families_and_an_adapter_become_certified_versions(client: Client, models: Path) -> None:
     prompts = [{"prompt": "Where is my order?"}]
     entries = [{"path": str(models / name), "prompts": prompts} for name in ("qwen", "llama", "phi", "adapter")]
@@ -122,6 +137,34 @@ def test_a_failed_gate_publishes_nothing(client: Client, models: Path) -> None:
     assert job["error_class"] == "GateFailed"
     assert "min_prompts_passed" in job["error_message"]
     assert "gated-int4" not in [model["name"] for model in client.models()]
+
+
+def test_a_ladder_goes_on_where_gates_really_fail_and_stops_at_the_recipe_that_passes(
+    client: Client, models: Path
+) -> None:
+    gates = {"min_top1_agreement": 0.999}
+    coarse = {"name": "coarse", "precision": "int4", "block_size": 128, "gates": gates}
+    exact = {"name": "exact", "precision": "fp32", "gates": gates}
+    entry = {"path": str(models / "llama"), "name": "climbing"}
+    (job,) = finished(client, submit(client, entry, ladder=[coarse, exact, "cpu-fp16"])).values()
+    assert (job["state"], job["recipe"], job["version"]) == (JobState.SUCCEEDED, "exact", "climbing-fp32:1"), job
+    rungs = client.version(parse_reference("climbing-fp32"))["report"]["rungs"]
+    assert [(rung["recipe"], rung["verdict"]) for rung in rungs] == [("coarse", "failed"), ("exact", "passed")]
+    assert "min_top1_agreement" in rungs[0]["failed_gates"]
+    assert rungs[0]["kl_divergence"] > rungs[1]["kl_divergence"]
+
+
+def test_recipes_that_quantize_one_conversion_share_it(client: Client, models: Path) -> None:
+    passes = {"builder_precision": "fp32", "after": [{"type": "OnnxDynamicQuantization", "config": {}}]}
+    dynamic = {"name": "dynamic", "precision": "int8", "olive_passes": passes}
+    entry = {"path": str(models / "qwen"), "name": "shared"}
+    jobs = finished(client, submit(client, entry, recipes=["cpu-fp32", dynamic]))
+    assert {job["state"] for job in jobs.values()} == {JobState.SUCCEEDED}, jobs
+    steps = {name: {step["kind"]: step for step in client.job(job["id"])["steps"]} for name, job in jobs.items()}
+    conversions = {name: kinds["convert"]["artifact_digest"] for name, kinds in steps.items()}
+    assert conversions["shared cpu-fp32"] == conversions["shared dynamic"]
+    assert sum(bool(kinds["convert"]["attempts"]) for kinds in steps.values()) <= 1
+    assert steps["shared dynamic"]["quantize"]["artifact_digest"] not in (None, conversions["shared dynamic"])
 
 
 def below(process: psutil.Process) -> list[psutil.Process]:

@@ -1,6 +1,7 @@
 """A real API over a real database and store, and jobs in all their states, for tests of the API and its client."""
 
 import json
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -200,7 +201,7 @@ def lead(database: Database, lease_s: float = 60.0) -> None:
 
 def store_files(api: Api, files: dict[str, bytes]) -> str:
     """The digest of an artifact of these files, in the store."""
-    source = api.store.root.parent / "source"
+    source = Path(tempfile.mkdtemp(prefix="source-", dir=api.store.root.parent))
     for path, content in files.items():
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         (source / path).write_bytes(content)

@@ -216,9 +216,15 @@ class TestWorkflows:
         with pytest.raises(ConversionFailed, match="does not say what its source says"):
             run_recipe(source, after("GraphSurgeries", surgeries=[surgery]), tmp_path)
 
-    def test_a_pass_after_which_the_model_does_not_load_is_told(self, source: Path, tmp_path: Path) -> None:
-        with pytest.raises(ConversionFailed, match="for the first time failed: Model output was not found: logits"):
+    def test_a_pass_that_computes_something_else_is_not_let_through(self, source: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConversionFailed, match=r"against the model before the passes, its logits correlate by"):
             run_recipe(source, after("OnnxHqqQuantization"), tmp_path)
+
+    def test_a_pass_after_which_the_model_does_not_run_is_told(self, source: Path, tmp_path: Path) -> None:
+        surgery = {"surgeon": "RenameInputs", "old_names": ["input_ids"], "new_names": ["words"]}
+
+        with pytest.raises(ConversionFailed, match=r"for the first time failed: .*leave out the recipe's own pass"):
+            run_recipe(source, after("GraphSurgeries", surgeries=[surgery]), tmp_path)
 
     def test_a_pass_that_fails_is_told_with_what_olive_swallowed(self, source: Path, tmp_path: Path) -> None:
         with pytest.raises(ConversionFailed, match=r"No split assignments found.*leave out the recipe.s own pass"):

@@ -7,7 +7,7 @@ import pytest
 from olivepress.cli import run
 from olivepress.database import signing_keys
 from olivepress.database.sessions import Database
-from olivepress.errors import NotAllowed, TransientError
+from olivepress.errors import TransientError
 from olivepress.evidence import EVIDENCE_FILE, SIGNATURE_FILE, Evidence
 from olivepress.jobs import digest_of
 from olivepress.signing import PublicKey, SigningKey
@@ -44,7 +44,7 @@ def test_a_published_version_is_verified_with_the_key_that_the_database_knows(pu
     assert found.evidence is not None
     assert found.evidence.version == "support-int4:1"
     assert found.evidence.team == "default"
-    assert found.evidence.report_digest == digest_of(REPORT | {"rungs": []})
+    assert found.evidence.report_digest == digest_of(REPORT)
 
 
 def test_the_evidence_lists_every_other_file_of_the_version(publisher: Publisher) -> None:
@@ -101,7 +101,8 @@ def test_nothing_is_published_with_a_key_that_others_can_read(publisher: Publish
     assert publisher.key_file is not None
     publisher.key_file.chmod(0o644)
 
-    with pytest.raises(NotAllowed, match="others can read"):
+    # Another worker may have a better one.
+    with pytest.raises(TransientError, match="others can read"):
         publisher.publish()
     assert keys_of(publisher.database) == {}
 

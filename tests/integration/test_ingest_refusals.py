@@ -209,7 +209,11 @@ BROKEN: dict[str, Breakage] = {
         "resize_token_embeddings",
     ),
     "no end of sequence": (
-        lambda d: (set_config(eos_token_id=None)(d), edit_json(d / "tokenizer_config.json", eos_token=None)),
+        lambda d: (
+            set_config(eos_token_id=None)(d),
+            edit_json(d / "generation_config.json", eos_token_id=None),
+            edit_json(d / "tokenizer_config.json", eos_token=None),
+        ),
         BadCheckpoint,
         "names an end-of-sequence token",
         "set 'eos_token_id'",

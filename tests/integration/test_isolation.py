@@ -1,4 +1,4 @@
-"""Attempts reach no network, write nowhere but into their workspaces, and leave nothing there; their noise is theirs."""
+"""Attempts reach no network, write into their workspaces only, and leave nothing; their noise goes into their logs."""
 
 import json
 import os

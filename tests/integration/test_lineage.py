@@ -44,8 +44,8 @@ def step_in(lineage: Any, kind: StepKind) -> Any:
     return next(step for step in lineage["steps"] if step["kind"] == kind)
 
 
-@on_both_databases
 class TestDocument:
+    @on_both_databases
     def test_it_leads_from_the_checkpoint_over_every_step_to_the_version_and_its_aliases(self, api: Api) -> None:
         prompts = [{"prompt": "Hi", "expect": {"contains": "o"}}]
         job = made(api, prompts=prompts, alias="production")
@@ -82,6 +82,7 @@ class TestDocument:
         assert not convert["is_reused"]
         assert step_in(lineage_of(api), StepKind.PUBLISH)["key"] is None
 
+    @on_both_databases
     def test_a_reused_step_shows_where_it_really_ran_and_whose_job_only_within_the_team(self, api: Api) -> None:
         first = made(api)
         made(api, name="again", recipes=["cpu-int4"], team="default", alias="latest", fresh=False)

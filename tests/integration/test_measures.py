@@ -102,12 +102,12 @@ class TestLengths:
         assert found["problem"] == "a prompt of 512 tokens: it broke"
 
     def test_a_length_without_time_is_told_and_fails_nothing(self) -> None:
-        late = entry(512, 0, runs=0, first_token_ms=None, tokens_per_s=None, problem="not measured: about 90 s")
+        late = entry(512, 0, runs=0, first_token_ms=None, tokens_per_s=None, problem="a run takes about 90 s")
 
-        found = judge_lengths([entry(128, 10), late], "the limit of 9 tokens was not tried")
+        found = judge_lengths([entry(128, 10), late], "the limit of 9 tokens: its cache is huge")
 
         assert found["status"] == "passed"
-        assert found["notes"] == ["512 tokens: not measured: about 90 s", "the limit of 9 tokens was not tried"]
+        assert found["untried"] == ["512 tokens: a run takes about 90 s", "the limit of 9 tokens: its cache is huge"]
 
     def test_no_answer_at_all_is_not_measured(self) -> None:
         assert judge_lengths([], None)["status"] == "not_measured"

@@ -1,4 +1,4 @@
-"""Numbers, aliases, flags, deprecation and deletion of versions, on both databases."""
+"""Numbers, aliases, flags, deprecation and deletion of versions; on both databases where they could differ."""
 
 import threading
 from typing import Any
@@ -15,7 +15,6 @@ from olivepress.registry import Order, VersionFlag
 from tests.integration.database_cases import on_both_databases
 from tests.integration.registry_cases import ANNA, FORCE, TEAM, publish, version
 
-pytestmark = on_both_databases
 WEEK_S = 7 * 86_400.0
 
 
@@ -60,6 +59,7 @@ def undelete(database: Database, text: str) -> str:
         return deletion.undelete(session, TEAM, version(text))
 
 
+@on_both_databases
 class TestNumbers:
     def test_the_same_content_under_one_name_is_the_version_that_exists(self, database: Database) -> None:
         first, again, other = publish(database, "a"), publish(database, "a"), publish(database, "a", name="n-int4")
@@ -108,6 +108,7 @@ class TestNumbers:
 
 
 class TestPromote:
+    @on_both_databases
     def test_it_moves_the_alias_and_keeps_who_when_from_where_and_why(self, database: Database) -> None:
         for content in "ab":
             publish(database, content)
@@ -163,6 +164,7 @@ class TestPromote:
         assert said in move["overridden"][0]
         assert list(moved.overridden) == move["overridden"]
 
+    @on_both_databases
     def test_a_flag_that_is_taken_back_does_not_speak_against_it(self, database: Database) -> None:
         publish(database, "a")
         flag(database, 1, "unvalidated")
@@ -220,6 +222,7 @@ class TestPublishedAlias:
 
 
 class TestBack:
+    @on_both_databases
     def test_it_undoes_one_move_after_the_other(self, database: Database) -> None:
         for content in "abc":
             publish(database, content)
@@ -260,6 +263,7 @@ class TestBack:
 
 
 class TestDeprecate:
+    @on_both_databases
     def test_who_when_why_and_what_instead_are_kept(self, database: Database) -> None:
         for content in "ab":
             publish(database, content)
@@ -314,6 +318,7 @@ class TestDelete:
             delete(database, "m-int4:1", Order("anna", "please"))
         assert row_of(database, 1).deleted_at is None
 
+    @on_both_databases
     def test_by_force_latest_goes_to_what_is_left_and_other_aliases_go(self, database: Database) -> None:
         for content in "abc":
             publish(database, content)
@@ -339,6 +344,7 @@ class TestDelete:
         assert [one["number"] for one in model["versions"]] == [2]
         assert (row_of(database, 1).deleted_reason, row_of(database, 1).report) == ("wrong data", {"gates": []})
 
+    @on_both_databases
     def test_it_comes_back_within_the_grace_period_and_not_after(self, database: Database) -> None:
         for content in "ab":
             publish(database, content)
@@ -353,6 +359,7 @@ class TestDelete:
         with pytest.raises(NotFound, match="grace period is over"), database.read() as session:
             registry_views.version(session, TEAM, version("m-int4:1"))
 
+    @on_both_databases
     def test_its_files_are_claimed_until_the_grace_period_is_over(self, database: Database) -> None:
         kept, gone = publish(database, "a"), publish(database, "b")
         delete(database, "m-int4:2", FORCE)
@@ -368,6 +375,7 @@ class TestDelete:
         assert gone.artifact_digest not in claimed()
         assert kept.artifact_digest in claimed()
 
+    @on_both_databases
     def test_a_deletion_and_a_promotion_at_the_same_time_leave_no_alias_on_a_deleted_version(
         self, database: Database
     ) -> None:

@@ -36,6 +36,9 @@ def read(names: tuple[str, ...], variables: Mapping[str, str]) -> dict[str, Any]
         content = yaml.safe_load((REPOSITORY / name).read_text())
         known = {key: value for key, value in content.items() if not key.startswith("x-")}
         merged = _on_top(merged, filled(known, variables), ())
+    for service in merged.get("services", {}).values():
+        if "environment" in service:
+            service["environment"] = _passed_through(service["environment"], variables)
     return merged
 
 
@@ -89,6 +92,12 @@ def mounts(service: Service) -> dict[str, str]:
         source, target, *_ = volume.split(":")
         found[target] = source
     return found
+
+
+def _passed_through(environment: Mapping[str, str | None], variables: Mapping[str, str]) -> dict[str, str]:
+    """A name without a value stands for the variable of that name, and for nothing where there is none."""
+    found = {name: variables.get(name) if value is None else value for name, value in environment.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _value_of(found: re.Match[str], variables: Mapping[str, str]) -> str:

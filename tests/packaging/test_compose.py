@@ -78,6 +78,41 @@ def test_every_olivepress_variable_is_a_setting(files: tuple[str, ...]) -> None:
     assert {name.removeprefix("OLIVEPRESS_").lower() for name in used} <= set(Settings.model_fields)
 
 
+BUCKET = {
+    "OLIVEPRESS_STORE_URL": "s3://models/olivepress",
+    "OLIVEPRESS_STORE_ENDPOINT": "https://minio.example:9000",
+    "OLIVEPRESS_STORE_REGION": "eu-1",
+    "OLIVEPRESS_STORE_ACCESS_KEY": "key-of-the-bucket",
+    "OLIVEPRESS_STORE_SECRET_KEY": "secret-of-the-bucket",
+    "OLIVEPRESS_STORE_TIMEOUT_S": "30",
+}
+
+
+@each_stack
+def test_a_bucket_reaches_those_that_use_the_store_and_its_keys_nobody_else(
+    files: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, service in services_of(files, **BUCKET).items():
+        given = {key: value for key, value in service["environment"].items() if key in BUCKET}
+        if service["command"][0] in ("api", "scheduler", "worker"):
+            assert given == BUCKET, name
+            found = settings_in(service, monkeypatch)
+            assert found.store_url == BUCKET["OLIVEPRESS_STORE_URL"]
+            assert found.store_secret_key is not None and found.store_timeout_s == 30
+            assert set(BUCKET) == {
+                f"OLIVEPRESS_{field.upper()}" for field in Settings.model_fields if "store_" in field
+            } - {"OLIVEPRESS_STORE_DIR"}
+        else:
+            assert given == {}, name
+
+
+@each_stack
+def test_without_a_bucket_the_store_is_the_directory(files: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    for service in ours(files).values():
+        found = settings_in(service, monkeypatch)
+        assert (found.store_url, found.store) == (None, Path("/data/store"))
+
+
 @each_stack
 def test_every_service_of_ours_runs_a_command_that_exists(files: tuple[str, ...]) -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
@@ -245,9 +280,12 @@ def test_directories_of_the_settings_are_mounted_where_a_service_writes(
 
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="no docker-compose client is installed")
 @each_stack
-def test_the_client_reads_the_files_as_this_test_does(files: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{}, BUCKET], ids=["a directory", "a bucket"])
+def test_the_client_reads_the_files_as_this_test_does(
+    files: tuple[str, ...], more: dict[str, str], tmp_path: Path
+) -> None:
     variables = tmp_path / "variables"
-    variables.write_text("".join(f"{name}={value}\n" for name, value in (SECRETS | PLACES).items()))
+    variables.write_text("".join(f"{name}={value}\n" for name, value in (SECRETS | PLACES | more).items()))
     named = [part for name in files for part in ("-f", str(REPOSITORY / name))]
     done = subprocess.run(
         ["docker-compose", "--env-file", str(variables), *named, "config"], capture_output=True, text=True, timeout=60
@@ -255,7 +293,10 @@ def test_the_client_reads_the_files_as_this_test_does(files: tuple[str, ...], tm
     assert done.returncode == 0, done.stderr
     theirs = yaml.safe_load(done.stdout)["services"]
     assert set(theirs) == set(services_of(files))
-    for name, service in services_of(files).items():
+    for name, service in services_of(files, **more).items():
+        # A variable without a value is not given to the container.
+        given = theirs[name]["environment"]
+        theirs[name]["environment"] = {variable: value for variable, value in given.items() if value is not None}
         for key in ("command", "environment", "depends_on", "user", "image"):
             # The client prints a dollar sign as it would have to be written.
             shown = json.loads(json.dumps(theirs[name].get(key)).replace("$$", "$"))

@@ -7,6 +7,13 @@ from olivepress.manifest import load_manifest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+def test_the_example_of_a_ladder_loads_with_its_recipes_in_order() -> None:
+    manifest = load_manifest(EXAMPLES / "ladder.yaml")
+    assert manifest.ladder is not None
+    names = [entry if isinstance(entry, str) else entry["name"] for entry in manifest.ladder]
+    assert names == ["coarse-int4", "fine-int4", "int8", "cpu-fp16"]
+
+
 def test_the_example_manifest_loads_with_its_prompts() -> None:
     manifest = load_manifest(EXAMPLES / "batch.yaml")
     assert [entry.name for entry in manifest.checkpoints] == ["support-en", None]

@@ -157,6 +157,14 @@ def test_a_missing_figure_is_told_with_the_measures_own_reason() -> None:
     assert result.note == "mean KL divergence from the source: not measured (the source was not at hand)"
 
 
+def test_a_length_that_was_not_tried_is_told_before_what_passed() -> None:
+    part = {"status": "passed", "untried": ["the limit of 131072 tokens: its cache alone takes 14.0 GiB"], "notes": []}
+
+    (result,) = evaluate(limits(consistency=True), {"consistency": part})
+
+    assert result.note.startswith("not tried: the limit of 131072 tokens: its cache alone takes 14.0 GiB; the model")
+
+
 def test_a_failed_check_is_told_with_its_problem() -> None:
     report = {"cross_check": {"status": "failed", "problem": "the graph has 2 layers and genai_config.json has 3"}}
 

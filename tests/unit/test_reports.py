@@ -240,18 +240,27 @@ class TestPage:
 
         assert re.findall(r"<mark>(.*?)</mark>", html) == ["Lyon", "Paris"]
 
-    def test_rungs_are_drawn_and_listed(self) -> None:
-        rungs = [
-            {"recipe": "cpu-int4", "verdict": "failed", "size_bytes": 10, "kl_divergence": 0.3, "failed_gates": ["g"]},
-            {"recipe": "cpu-int8", "verdict": "passed", "size_bytes": 20, "kl_divergence": 0.01, "failed_gates": []},
-        ]
-        found = document(rungs=rungs)
+    def test_rungs_are_drawn_and_listed_in_the_order_in_which_they_were_tried(self) -> None:
+        figures = {"tokens_per_s": 412.0, "first_token_ms": 8.25, "prompts_passed": 3, "prompts_with_expectation": 8}
+        low = {"recipe": "cpu-int4", "precision": "int4", "verdict": "failed", "size_bytes": 10, "kl_divergence": 0.3}
+        high = {"recipe": "cpu-int8", "precision": "int8", "verdict": "passed", "size_bytes": 20, "kl_divergence": 0.0}
+        found = document(
+            rungs=[low | {"figures": figures, "failed_gates": ["min_prompts_passed"]}, high | {"failed_gates": []}]
+        )
 
         html = report_page(found)
 
         jsonschema.validate(found, schema())
         assert html.count("Size and quality of the rungs") == 2
-        assert "cpu-int8" in _Page(html).text
+        text = _Page(html).text
+        assert text.index("cpu-int4") < text.index("3 of 8") < text.index("min_prompts_passed") < text.index("cpu-int8")
+
+    def test_a_length_that_was_not_tried_is_told(self) -> None:
+        part = {"status": "passed", "problem": None, "notes": [], "untried": ["the limit of 131072 tokens: 14 GiB"]}
+        found = document(consistency=part)
+
+        jsonschema.validate(found, schema())
+        assert "Not tried: the limit of 131072 tokens: 14 GiB" in _Page(report_page(found)).text
 
 
 class TestComparison:

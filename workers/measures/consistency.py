@@ -20,21 +20,22 @@ def judge_lengths(entries: Sequence[dict[str, Any]], limit_note: str | None) -> 
 
     Returns:
         {"status": "passed", "failed" or "not_measured", "lengths_answered": [tokens], "largest_jump": times or None,
-        "problem": str | None, "notes": [str]}
+        "untried": lengths that there was no time or room for, and why, "problem": str | None, "notes": [str]}
     """
     answered = [entry for entry in entries if entry["runs"]]
     failures = [entry for entry in entries if entry["is_failure"]]
-    notes = [f"{entry['prompt_tokens']} tokens: {entry['problem']}" for entry in entries if entry["problem"]]
-    if limit_note:
-        notes.append(limit_note)
+    unrun = [entry for entry in entries if entry["problem"] and not entry["is_failure"]]
+    untried = [f"{entry['prompt_tokens']} tokens: {entry['problem']}" for entry in unrun]
+    untried += [limit_note] if limit_note else []
     problem = "; ".join(f"a prompt of {entry['prompt_tokens']} tokens: {entry['problem']}" for entry in failures)
     status = "failed" if failures else "passed" if answered else "not_measured"
     return {
         "status": status,
         "lengths_answered": [entry["prompt_tokens"] for entry in answered],
         "largest_jump": _largest_jump([entry for entry in answered if entry["prompt_tokens"] >= SHORTEST]),
+        "untried": untried,
         "problem": problem or None,
-        "notes": notes,
+        "notes": [],
     }
 
 

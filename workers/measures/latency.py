@@ -87,7 +87,7 @@ def lengths_to_try(context_length: int, cache_bytes_per_token: int | None) -> tu
     lengths = [length for length in LENGTHS if length < limit]
     if cache_bytes_per_token and context_length * cache_bytes_per_token > LIMIT_CACHE_BYTES:
         room = f"{context_length * cache_bytes_per_token / 2**30:.1f} GiB"
-        return lengths, f"the limit of {context_length} tokens was not tried, for its cache alone takes {room}"
+        return lengths, f"the limit of {context_length} tokens: its cache alone takes {room}"
     return [*lengths, limit] if limit > 0 else lengths, None
 
 
@@ -166,4 +166,4 @@ def _empty(length: int) -> dict[str, Any]:
 
 
 def _too_long(expected_s: float) -> str:
-    return f"not measured: about {expected_s:.0f} s a run, and {LENGTHS_BUDGET_S:.0f} s were for all lengths"
+    return f"a run takes about {expected_s:.0f} s, and {LENGTHS_BUDGET_S:.0f} s were for all lengths"

@@ -21,7 +21,6 @@ RESAMPLES = 200
 SEED = 1
 ARITHMETIC_KL = 1e-5
 """What two runtimes differ by in fp32: below this nothing is said of rounding."""
-LOGITS_BYTES_AT_MOST = 2**28
 
 LogitsOf = Callable[[Sequence[int]], Logits]
 

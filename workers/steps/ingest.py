@@ -30,6 +30,7 @@ from olivepress.checkpoint_files import (
 from olivepress.checkpoints import COMPUTED_NAME, LAYER_NUMBER, Checkpoint, adapter_base, read_checkpoint
 from olivepress.errors import BadCheckpoint, CheckpointChanged, OlivepressError
 from olivepress.tokenizer_files import chat_template_text
+from workers.steps import model_directory
 from workers.steps.context import StepContext
 from workers.toolchains import architecture, tokenizers, unpickled, weights
 
@@ -53,7 +54,8 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     Args:
         spec: `path`, `base` (or None), `roots`, the directories under which both must lie, and `allow_pickle`, whether
             weights in a pickle may be opened (not, where it is absent); `chat_template`, the file whose template is
-            meant where two differ (None or absent: two that differ are refused).
+            meant where two differ (None or absent: two that differ are refused); `is_model`, whether it is an ONNX
+            model directory instead (see workers.steps.model_directory).
 
     Returns:
         What the later steps need to know of it: the digest of its content, facts of the model (of an adapter's base),
@@ -66,7 +68,7 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
         CheckpointChanged: its files changed while they were read.
     """
     with _told_on_one_line():
-        return _run(spec, context)
+        return model_directory.run(spec, context) if spec.get("is_model") else _run(spec, context)
 
 
 def _run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:

@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from olivepress.database import rungs, signing_keys
+from olivepress.database import imports, rungs, signing_keys
 from olivepress.database.sessions import Session, seconds_now
 from olivepress.database.versions import Publication, Published, PublishedJob, publish_version, published_job
-from olivepress.errors import TransientError
+from olivepress.errors import PermanentError, TransientError
 from olivepress.foundry import fitting, inference_model_json
 from olivepress.jobs import StepKind, digest_of
-from olivepress.recipes import Recipe
+from olivepress.recipes import FoundrySettings, Recipe
+from olivepress.registry import VersionFlag
+from olivepress.reports.document import unmeasured
 from olivepress.sealing import Subject, overlay
 from olivepress.signing import SigningKey
 from olivepress.steps import Done
@@ -26,13 +28,16 @@ def publish(session: Session, store: Store, job_id: int, done: Done, key_file: P
 
     Raises:
         QuotaExceeded: the team has as much as it may have.
-        NotAllowed, PermanentError: the key cannot be used.
-        TransientError: there is no key here, and the stack signs what it publishes.
+        TransientError: the key cannot be used here, or there is none and the stack signs what it publishes.
     """
     key = _signing_key(session, key_file)
     job = published_job(session, job_id)
     package = store.manifest(done[StepKind.PACKAGE].artifact_digest or "")
-    report = done[StepKind.VALIDATE].result["report"] | rungs.report_part(session, job_id)
+    unvalidated = imports.unvalidated_reason(session, job_id)
+    if unvalidated is None:
+        report = done[StepKind.VALIDATE].result["report"] | rungs.report_part(session, job_id)
+    else:
+        report = unmeasured(unvalidated, package.size_bytes)
     provenance = _provenance(job, done, report)
 
     def write_overlay(number: int) -> tuple[str, int]:
@@ -47,10 +52,11 @@ def publish(session: Session, store: Store, job_id: int, done: Done, key_file: P
         alias=job.alias,
         package_digest=package.digest,
         recipe_name=job.recipe["name"],
-        precision=job.recipe["precision"],
+        precision=_precision(job, done),
         family=done[StepKind.INGEST].result["family"],
         report=report,
         provenance=provenance,
+        flags={} if unvalidated is None else {VersionFlag.UNVALIDATED: unvalidated},
     )
     return publish_version(session, wanted, write_overlay)
 
@@ -63,21 +69,32 @@ def _signing_key(session: Session, key_file: Path | None) -> SigningKey | None:
                 "OLIVEPRESS_SIGNING_KEY_FILE to every worker"
             )
         return None
-    key = SigningKey.load(key_file)
+    try:
+        key = SigningKey.load(key_file)
+    except PermanentError as error:
+        # Nothing of the job is wrong, and another worker may have a better one.
+        raise TransientError(str(error)) from error
     signing_keys.note(session, key.public)
     return key
 
 
 def _description(job: PublishedJob, number: int, done: Done) -> bytes:
-    recipe = Recipe.from_dict(job.recipe)
+    recipe, ingested = Recipe.from_dict(job.recipe), done[StepKind.INGEST].result
+    # A model that was made elsewhere keeps its own settings.
+    foundry = FoundrySettings(**ingested["foundry"]) if ingested.get("foundry") else recipe.foundry
     description = inference_model_json(
         model=job.model_name,
         number=number,
-        description=f"{job.checkpoint_name} at {recipe.precision.value}, by recipe {recipe.name} v{recipe.version}",
+        description=f"{job.checkpoint_name} at {_precision(job, done)}, by recipe {recipe.name} v{recipe.version}",
         prompt_template=done[StepKind.PACKAGE].result["prompt_template"],
-        foundry=fitting(recipe.foundry, done[StepKind.INGEST].result["context_length"]),
+        foundry=fitting(foundry, ingested["context_length"]),
     )
     return (json.dumps(description, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _precision(job: PublishedJob, done: Done) -> str:
+    """The recipe's; of a model that was made elsewhere, what its graph was found to have."""
+    return str(done[StepKind.INGEST].result.get("precision") or job.recipe["precision"])
 
 
 def _provenance(job: PublishedJob, done: Done, report: dict[str, Any]) -> dict[str, Any]:
@@ -90,8 +107,9 @@ def _provenance(job: PublishedJob, done: Done, report: dict[str, Any]) -> dict[s
             "kind": ingested["kind"],
             "architecture": ingested["architecture"],
             "base_digest": ingested["base"]["checkpoint_digest"] if ingested["base"] else None,
+            **({"declared_name": ingested["declared_name"]} if ingested.get("declared_name") else {}),
         },
-        "recipe": job.recipe,
+        "recipe": job.recipe | {"precision": _precision(job, done)},
         "step_keys": job.step_keys,
         "toolchain_fingerprint": job.fingerprint,
         "package_digest": done[StepKind.PACKAGE].artifact_digest,

@@ -1,7 +1,8 @@
 """Reference: run the source checkpoint in torch once; what it says is what every artifact of it is held against."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from workers.steps.convert import plain_source, refuse_changed
 from workers.toolchains.source_model import SourceModel, open_source, section_of
 
 DEFAULT_PENALTY = 1.1
-ANSWER_BUDGET_S = 180.0
+ANSWER_BUDGET_S = 60.0
 """For the greedy answers together; what is not asked by then is told as not asked."""
-ANSWER_POSITIONS = 768
+ASKED_AT_ONCE = 8
+ANSWER_POSITIONS = 384
 """Tokens of answers that are compared one by one; of the questions behind, only the texts are."""
+LOGITS_BYTES_AT_MOST = 2**28
+"""Of one question with its answer: an engine gives the logits of the whole question, too."""
+FP32_BYTES = 4
 SHORTEST_WINDOW = 16
 MERGED, OPENED, READ, ANSWERED = 0.1, 0.2, 0.4, 0.8
 
@@ -82,35 +87,77 @@ def _held_out(source: SourceModel, text: str) -> tuple[Section, ...]:
     return tuple(section_of(source, HELD_OUT, part, 1) for part in parts if len(part) >= SHORTEST_WINDOW)
 
 
+@dataclass
+class _Conversation:
+    """One that the source is asked, how it frames it, and what it says."""
+
+    messages: Sequence[Message]
+    new_tokens: int
+    framed: tuple[str, list[int]] | None
+    said: list[int] | None = None
+
+    def answer(self, source: SourceModel) -> Answer:
+        text, tokens = self.framed or (None, None)
+        said = None if self.said is None else source.decode(self.said)
+        return Answer(
+            tuple(dict(message) for message in self.messages), text, None if tokens is None else tuple(tokens), said
+        )
+
+
 def _answers(
     source: SourceModel, spec: dict[str, Any], context: StepContext
 ) -> tuple[tuple[Answer, ...], tuple[Section, ...]]:
     """Every conversation as the source frames it, with its answer as far as time allows; and their sections."""
-    asked: list[tuple[Sequence[Message], int]] = [(sample, DEFAULT_NEW_TOKENS) for sample in SAMPLES]
-    asked += [(messages_of(prompt), prompt.get("max_new_tokens") or DEFAULT_NEW_TOKENS) for prompt in spec["prompts"]]
+    asked = [_Conversation(sample, DEFAULT_NEW_TOKENS, source.frame(sample)) for sample in SAMPLES]
+    for prompt in spec["prompts"]:
+        messages = messages_of(prompt)
+        new_tokens = prompt.get("max_new_tokens") or DEFAULT_NEW_TOKENS
+        asked.append(_Conversation(messages, new_tokens, source.frame(messages)))
     penalty = spec.get("repetition_penalty") or DEFAULT_PENALTY
+    _ask(source, asked, penalty, lambda share: context.report_progress("asking the source", _between(share)))
+    answers = tuple(each.answer(source) for each in asked)
+    return answers, _sections(source, asked)
+
+
+def _between(share: float) -> float:
+    return READ + (ANSWERED - READ) * share
+
+
+def _ask(source: SourceModel, asked: Sequence[_Conversation], penalty: float, report: Callable[[float], None]) -> None:
+    """Ask those that have room for an answer, some at once: first the first ones, then those of like length."""
     until = time.monotonic() + ANSWER_BUDGET_S
-    answers: list[Answer] = []
+    with_room = [each for each in asked if each.framed and 0 < len(each.framed[1]) < source.context_length]
+    first, rest = with_room[:ASKED_AT_ONCE], with_room[ASKED_AT_ONCE:]
+    rest.sort(key=lambda each: (each.new_tokens, len(each.framed[1]) if each.framed else 0))
+    batches = [first] if first else []
+    batches += [rest[start : start + ASKED_AT_ONCE] for start in range(0, len(rest), ASKED_AT_ONCE)]
+    for place, batch in enumerate(batches):
+        report(place / len(batches))
+        prompts = [each.framed[1] for each in batch if each.framed]
+        room = source.context_length - max(map(len, prompts))
+        left_s = until - time.monotonic()
+        if left_s <= 0:
+            return
+        new_tokens = max(each.new_tokens for each in batch)
+        said = source.answers(prompts, min(new_tokens, room), penalty, left_s)
+        if said is None:
+            return
+        for each, tokens in zip(batch, said, strict=True):
+            each.said = tokens[: each.new_tokens]
+
+
+def _sections(source: SourceModel, asked: Sequence[_Conversation]) -> tuple[Section, ...]:
+    """The answers as stretches that are compared token by token, until ANSWER_POSITIONS are reached."""
     sections: list[Section] = []
-    for place, (messages, new_tokens) in enumerate(asked):
-        context.report_progress("asking the source", READ + (ANSWERED - READ) * place / len(asked))
-        answer, said = _asked(source, messages, min(new_tokens, source.context_length), penalty, until)
-        answers.append(answer)
-        if said and sum(len(section.distribution) for section in sections) < ANSWER_POSITIONS and answer.tokens:
-            sections.append(section_of(source, ANSWERS, [*answer.tokens, *said], len(answer.tokens)))
-    return tuple(answers), tuple(sections)
+    row_bytes = FP32_BYTES * source.vocabulary_size
+    for each in asked:
+        if not each.said or not each.framed or sum(map(_positions, sections)) >= ANSWER_POSITIONS:
+            continue
+        tokens = [*each.framed[1], *each.said]
+        if len(tokens) * row_bytes <= LOGITS_BYTES_AT_MOST:
+            sections.append(section_of(source, ANSWERS, tokens, len(each.framed[1])))
+    return tuple(sections)
 
 
-def _asked(
-    source: SourceModel, messages: Sequence[Message], new_tokens: int, penalty: float, until: float
-) -> tuple[Answer, list[int]]:
-    framed = source.frame(messages)
-    plain = tuple(dict(message) for message in messages)
-    if framed is None:
-        return Answer(plain, None, None, None), []
-    text, tokens = framed
-    room = source.context_length - len(tokens)
-    if not tokens or room < 1 or time.monotonic() > until:
-        return Answer(plain, text, tuple(tokens), None), []
-    said = source.answer(tokens, min(new_tokens, room), penalty)
-    return Answer(plain, text, tuple(tokens), source.decode(said)), said
+def _positions(section: Section) -> int:
+    return len(section.distribution)

@@ -205,23 +205,17 @@ def _packs_queries_and_keys(model: builder.Model) -> bool:
     return bool(_original_packed_matmul(model)) and model.is_fused_rope_supported()
 
 
-
-def _groups_attention(model: builder.Model) -> bool:
-    # The operator takes heads of a multiple of 16 only. Without it the builder repeats keys and values for each head,
-    # but knows no window and no cap; where there is one, the runtime refuses the operator by name.
-    needs_operator = bool(model.attention_attrs["softcap"]) or (model.window_size or -1) > 0
-    fits = model.head_size % GROUPED_SIZE == 0
-    return bool(_original_grouped_attention(model)) and (fits or needs_operator)
-
-
 _original_attention = builder.SmolLM3Model.make_attention
 
 
 def _attention_with_or_without_rope(model: builder.SmolLM3Model, layer_id: int, *args: Any, **kwargs: Any) -> None:
-    # Every fourth layer of SmolLM3 has no rotary embedding; the builder then asks for one outside of the attention.
-    model.attention_attrs["rope"] = bool(model.no_rope_layers[layer_id])
+    # Every fourth layer of SmolLM3 has no rotary embedding; the builder then asks for one outside of the attention. And
+    # where there is one, it asks for it inside, whether that can be or not.
+    has_rope = model.no_rope_layers
+    model.attention_attrs["rope"] = bool(has_rope[layer_id])
+    model.no_rope_layers = [has and model.is_fused_rope_supported() for has in has_rope]
     _original_attention(model, layer_id, *args, **kwargs)
-    model.attention_attrs["rope"] = True
+    model.attention_attrs["rope"], model.no_rope_layers = True, has_rope
 
 
 _original_matmul_node = weight_only.make_matmul_weight_only_node

@@ -62,7 +62,7 @@ def _agrees(
     frequencies: npt.NDArray[np.float32],
     factor: float,
 ) -> bool:
-    if cosines.shape[-1] != len(frequencies):
+    if cosines.shape[-1] != len(frequencies) or not np.isfinite(frequencies).all():
         return False
     wanted = np.cos(positions[:, None].astype(np.float32) * frequencies) * factor
     allowed = TOLERANCE + TOLERANCE_A_POSITION * positions[:, None]

@@ -4,6 +4,8 @@ The weights are those of the checkpoint, as stored; the arithmetic is fp32, so t
 against the checkpoint and not against the noise of bf16 arithmetic on a processor.
 """
 
+import inspect
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from olivepress.chat_template import DAY
 from olivepress.errors import BadCheckpoint
@@ -19,7 +21,7 @@ from workers.measures.reference_file import Section, Yardstick, condensed
 from workers.measures.token_comparison import Logits, kl_divergences
 from workers.measures.weight_print import WeightPrint
 from workers.toolchains.library_edge import library_edge
-from workers.toolchains.rounding import Rounding, rounded
+from workers.toolchains.rounding import ROWS_AT_ONCE, Rounding, rounded
 from workers.toolchains.weight_prints import print_of
 
 ACTIVATION_BITS = 8
@@ -44,17 +46,23 @@ class SourceModel:
         self._stops = [ids for ids in stops if ids] or ([[int(own)]] if own is not None else [])
         # Settings of the checkpoint, such as sampling, would enter answers unasked.
         model.generation_config = GenerationConfig()
+        self._keeps_some = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @property
     def context_length(self) -> int:
         """Tokens that it was made for."""
         return int(self._model.config.get_text_config().max_position_embeddings)
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Logits at each position."""
+        return int(self._model.get_output_embeddings().weight.shape[0])
+
     def facts(self) -> dict[str, Any]:
         """What its artifact must agree with: vocabulary_size, layers, stop_ids (sets that may end an answer)."""
         config = self._model.config.get_text_config()
         return {
-            "vocabulary_size": int(self._model.get_output_embeddings().weight.shape[0]),
+            "vocabulary_size": self.vocabulary_size,
             "layers": int(config.num_hidden_layers),
             "heads": int(config.num_attention_heads),
             "context_length": self.context_length,
@@ -101,25 +109,42 @@ class SourceModel:
         """The text of an answer, without special tokens."""
         return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
-    def answer(self, prompt: Sequence[int], max_new_tokens: int, repetition_penalty: float) -> list[int]:
-        """The greedy answer's tokens, with the penalty that the published model is served with."""
-        stops = sorted({token for ids in self._stops for token in ids})
-        settings = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            repetition_penalty=repetition_penalty,
-            eos_token_id=stops or None,
-            pad_token_id=stops[0] if stops else 0,
-        )
-        ids = torch.tensor([list(prompt)])
-        with torch.inference_mode():
-            said = self._model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-        return [int(token) for token in said[0, len(prompt) :]]
+    def answers(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, penalty: float, within_s: float
+    ) -> list[list[int]] | None:
+        """The greedy answers' tokens, with the penalty that the published model is served with; None: no time.
 
-    def logits(self, tokens: Sequence[int]) -> Logits:
-        """Logits, positions x vocabulary."""
+        All prompts go through the model together: the weights are read once for each token of all of them.
+        """
+        stops = sorted({token for ids in self._stops for token in ids})
+        longest = max(map(len, prompts))
+        filler = stops[0] if stops else 0
+        ids = torch.tensor([[filler] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        mask = (torch.arange(longest) >= longest - lengths.unsqueeze(-1)).long()
+        settings = GenerationConfig(
+            do_sample=False, max_new_tokens=max_new_tokens, max_time=within_s, eos_token_id=stops, pad_token_id=filler
+        )
+        if not stops:
+            settings.eos_token_id = None
+        started = time.monotonic()
         with torch.inference_mode():
-            return np.asarray(self._model(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].numpy())
+            said = self._model.generate(
+                ids,
+                attention_mask=mask,
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([_Penalty(penalty, mask)]),
+            )
+        if time.monotonic() - started >= within_s:
+            return None
+        return [_until_stop(row.tolist(), stops) for row in said[:, longest:]]
+
+    def logits(self, tokens: Sequence[int], last: int | None = None) -> Logits:
+        """Logits, positions x vocabulary, of these tokens or the last so many of them."""
+        keep = {"logits_to_keep": last} if last is not None and self._keeps_some else {}
+        with torch.inference_mode():
+            found = self._model(input_ids=torch.tensor([list(tokens)]), use_cache=False, **keep).logits[0]
+            return np.asarray(found[-last:].numpy() if last is not None else found.numpy())
 
     def measure_yardsticks(self, sections: Sequence[Section], report: Callable[[float], None]) -> dict[str, Yardstick]:
         """Mean KL divergence (nats) that rounding all matrices, and what they multiply, does to this very model.
@@ -134,7 +159,7 @@ class SourceModel:
                 kl, top1 = [], []
                 for number, section in enumerate(sections):
                     report((place + number / len(sections)) / len(YARDSTICKS))
-                    logits = self.logits(section.tokens)[section.positions()]
+                    logits = self.logits(section.tokens, len(section.tokens) - section.start + 1)[:-1]
                     kl.append(kl_divergences(section.distribution, logits))
                     top1.append(section.distribution.top_ids[:, 0] == logits.argmax(-1))
             found[name] = Yardstick(
@@ -149,8 +174,9 @@ class SourceModel:
 
     def _round_weights(self, rounding: Rounding) -> None:
         for module in self._matrices():
-            # In place, for a head that is tied to the embedding is rounded with it.
-            module.weight.data.copy_(rounded(module.weight.data.clone(), rounding))
+            # In place, for a head that is tied to the embedding is rounded with it; and in parts, for it is large.
+            for rows in module.weight.data.split(ROWS_AT_ONCE):
+                rows.copy_(rounded(rows.clone(), rounding))
 
     @contextmanager
     def _rounded_activations(self, rounding: Rounding) -> Any:
@@ -181,9 +207,33 @@ def open_source(directory: Path) -> SourceModel:
 
 def section_of(source: SourceModel, name: str, tokens: Sequence[int], start: int) -> Section:
     """What the source gives to each token from `start` on, condensed."""
-    logits = source.logits(tokens)
+    logits = source.logits(tokens, len(tokens) - start + 1)
     targets = np.asarray(tokens[start:], dtype=np.int32)
-    return Section(name, tuple(tokens), start, condensed(logits[start - 1 : len(tokens) - 1], targets))
+    return Section(name, tuple(tokens), start, condensed(logits[:-1], targets))
+
+
+class _Penalty(LogitsProcessor):
+    """The repetition penalty over the tokens of prompt and answer; what fills up shorter prompts counts for nothing.
+
+    Source: Keskar et al., "CTRL" (2019), section 4.1, as transformers and onnxruntime-genai have it.
+    """
+
+    def __init__(self, penalty: float, mask: torch.Tensor) -> None:
+        self._penalty, self._mask = penalty, mask.bool()
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """The scores of the next tokens, those that were there already lowered."""
+        for row, (ids, used) in enumerate(zip(input_ids, self._mask, strict=True)):
+            seen = torch.cat([ids[: len(used)][used], ids[len(used) :]]).unique()
+            before = scores[row, seen]
+            scores[row, seen] = torch.where(before < 0, before * self._penalty, before / self._penalty)
+        return scores
+
+
+def _until_stop(tokens: list[int], stops: Sequence[int]) -> list[int]:
+    """An answer up to the token that ended it; behind that, one of several is filled up."""
+    end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens) - 1)
+    return tokens[: end + 1]
 
 
 def _ids(value: Any) -> list[int]:
