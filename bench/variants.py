@@ -17,6 +17,7 @@ import contextlib
 import io
 import json
 import logging
+import subprocess
 import tempfile
 import warnings
 from pathlib import Path
@@ -69,6 +70,11 @@ def write_variant(model: torch.nn.Module, seed: int, directory: Path) -> Path:
     return directory
 
 
+def disk_usage(directory: Path) -> int:
+    """What du(1) says of a directory, in bytes."""
+    return int(subprocess.run(["du", "-s", "-B1", directory], check=True, capture_output=True).stdout.split()[0])
+
+
 def convert(checkpoint: Path, output: Path, precision: str) -> Path:
     """The ONNX model, by the builder as the product calls it."""
     arguments = ("", str(checkpoint), str(output), precision, "cpu", str(output.parent / "cache"))
@@ -92,22 +98,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         model, store = make_base(chosen), DirectoryStore(place / "store")
-        sizes, stored = [], []
+        sizes, stored, used = [], [], []
         for number in range(chosen.variants):
             checkpoint = write_variant(model, number, place / f"checkpoint-{number}")
             converted = convert(checkpoint, place / f"converted-{number}", chosen.precision)
             sizes.append(store.put_directory(converted).size_bytes)
             stored.append(store.stats().stored_bytes)
+            used.append(disk_usage(place / "store"))
         print(f"one variant          {sizes[0] / 1e6:8.1f} MB")  # noqa: T201
         print(f"{chosen.variants} variants, logical {sum(sizes) / 1e6:8.1f} MB")  # noqa: T201
         print(f"{chosen.variants} variants, stored  {stored[-1] / 1e6:8.1f} MB   {stored[-1] / stored[0]:5.2f} × one")  # noqa: T201
+        print(f"{chosen.variants} variants, du      {used[-1] / 1e6:8.1f} MB   {used[-1] / used[0]:5.2f} × one")  # noqa: T201
         second = convert(place / "checkpoint-0", place / "second", "int8" if chosen.precision == "int4" else "int4")
         size = store.put_directory(second).size_bytes
         added = store.stats().stored_bytes - stored[-1]
         print(f"a second recipe adds {added / 1e6:8.1f} MB of its {size / 1e6:.1f} MB")  # noqa: T201
-        du = sum(path.stat().st_blocks * 512 for path in place.glob("store/chunks/*/*"))
-        print(f"on the disk (du)     {du / 1e6:8.1f} MB with the second recipe")  # noqa: T201
-        print(json.dumps({"ratio": round(stored[-1] / stored[0], 3), "variants": chosen.variants}))  # noqa: T201
+        found = {"ratio": stored[-1] / stored[0], "du_ratio": used[-1] / used[0], "second_recipe": added / size}
+        print(json.dumps({name: round(value, 3) for name, value in found.items()} | {"variants": chosen.variants}))  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ a device, a path elsewhere, an entry too many, a sparse or packed file has no ch
 
 import hashlib
 import json
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from io import SEEK_CUR, BufferedReader
 from pathlib import Path
 from typing import Any
 
-from olivepress.errors import BadArtifact, OlivepressError, PermanentError
+from olivepress.errors import BadArtifact, DiskFull, OlivepressError, PermanentError
 from olivepress.foundry import INFERENCE_MODEL_FILE, SUMS_FILE, foundry_name
 from olivepress.registry import check_model_name
 from olivepress.store.manifest import FileEntry, Manifest
@@ -116,7 +117,14 @@ def extract(archive: Archive, directory: Path, on_bytes: OnBytes | None = None) 
 
     Raises:
         BadArtifact: an entry is not the one that belongs there, or a file is damaged.
+        DiskFull: the directory has less room than all files take. A small archive can promise much: as a sparse file.
     """
+    free = shutil.disk_usage(directory).free
+    if archive.manifest.size_bytes > free:
+        raise DiskFull(
+            f"{archive.model}:{archive.number} needs {archive.manifest.size_bytes / 1e6:.0f} MB in {directory.parent}, "
+            f"where {free / 1e6:.0f} MB are free; free some space and try again"
+        )
     done_bytes = 0
     for entry, blocks in file_contents(archive):
         target = directory / entry.path

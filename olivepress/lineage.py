@@ -99,6 +99,8 @@ class VersionFacts(_Part):
     toolchain_fingerprint: str | None
     job_id: int | None
     """Null where it was not made here: then there are no steps."""
+    validations: list[dict[str, Any]] = []
+    """What was measured of it again, oldest first: job, kind, verdict, runtime, times."""
 
 
 class Lineage(_Part):

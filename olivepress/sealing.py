@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from olivepress.errors import BadArtifact
 from olivepress.evidence import (
     EVIDENCE_FILE,
     PROVENANCE_FILE,
     REPORT_FILE,
     SIGNATURE_FILE,
+    UNSIGNED_FILES,
     Evidence,
     instant,
     provenance_file,
@@ -40,7 +42,15 @@ def overlay(package: Manifest, inference_model: bytes, subject: Subject, key: Si
     Args:
         inference_model: the content of inference_model.json.
         key: None: the version is not signed, and gets neither evidence.json nor evidence.sig.
+
+    Raises:
+        BadArtifact: the package brings evidence along, which would be that of something else.
     """
+    if foreign := UNSIGNED_FILES & {file.path for file in package.files}:
+        names = " and ".join(sorted(foreign))
+        raise BadArtifact(
+            f"the package {package.digest[:12]} holds {names}, which only publishing writes; make it anew"
+        )
     files = {
         INFERENCE_MODEL_FILE: inference_model,
         PROVENANCE_FILE: provenance_file(subject.provenance, subject.model, subject.number),

@@ -84,6 +84,10 @@ class Report:
     """Of unfinished jobs, whose artifact is hurt: their jobs are going to fail."""
     forgotten: int = 0
     """Remembered results whose artifact is hurt or gone: they count as misses."""
+    sources: list[str] = field(default_factory=list)
+    """Versions of which it is lost what their source said: it runs again when they are measured again."""
+    set_aside: int = 0
+    """Lost artifacts that only memory needed, or nobody: taken out of use."""
     unreferenced: Amount = NONE
     """Artifacts that nothing refers to, and the bytes of their files."""
     temporary: Amount = NONE
@@ -93,7 +97,7 @@ class Report:
     @property
     def is_sound(self) -> bool:
         """Whether everything that somebody needs is there and whole, and nothing damaged is left in use."""
-        left = [each for each in self.healed if each.outcome is Outcome.FOUND]
+        left = any(each.outcome is Outcome.FOUND for each in self.healed)
         return not left and all(each.fate is Fate.WHOLE for each in self.versions) and not self.steps
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,6 +116,8 @@ class Report:
             "versions": [each.to_dict() for each in self.versions],
             "unfinished_jobs": sorted({each.job_id for each in self.steps}),
             "forgotten_results": self.forgotten,
+            "versions_without_source": self.sources,
+            "set_aside": self.set_aside,
             "unreferenced": {"artifacts": _amount(self.unreferenced), "chunks": _amount(self.scan.strays)},
             "temporary": _amount(self.temporary),
             "trash": _amount(self.trash),
@@ -197,7 +203,7 @@ def _checked(database: Database, keeper: Keeper, checker: Checker, anew: bool) -
     report.healed = [Healed(finding, Outcome.FOUND) for finding in scan.findings]
     with database.read() as session:
         versions, steps = rows.needed_versions(session), rows.needed_steps(session)
-        remembered = rows.remembered_artifacts(session)
+        remembered, sources = rows.remembered_artifacts(session), rows.source_artifacts(session)
         referenced = references.references(session, None)
     damaged = {finding.part.sha256 for finding in scan.findings}
 
@@ -211,6 +217,7 @@ def _checked(database: Database, keeper: Keeper, checker: Checker, anew: bool) -
     report.absent = sorted(absent & (needed | {each.artifact_digest for each in steps}))
     report.forgotten = len(remembered & hurt.keys() - needed)
     report.steps = [each for each in steps if each.artifact_digest in hurt]
+    report.sources = sorted({version for digest, version in sources if digest in hurt})
     for version in versions:
         files = [hurt[digest] for digest in (version.package_digest, version.artifact_digest) if digest in hurt]
         if files:
@@ -232,11 +239,22 @@ def _checked(database: Database, keeper: Keeper, checker: Checker, anew: bool) -
 def _heal(database: Database, keeper: Keeper, others: list[Keeper], report: Report, go_on: Callable[[], None]) -> None:
     known = _known_contents(database, keeper, report.versions)
     report.healed = Healer(keeper, others, known, go_on).heal(report.scan, report.absent)
+    report.set_aside = _set_aside(keeper, report)
     report.versions = [
         each if each.fate is Fate.WHOLE else _decided(database, keeper, each) for each in report.versions
     ]
     report.steps = [each for each in report.steps if not keeper.store.has(each.artifact_digest)]
     report.quarantined = keeper.quarantined()
+
+
+def _set_aside(keeper: Keeper, report: Report) -> int:
+    """Takes lost artifacts out of use that only memory, or nobody, needs: their keys are misses then."""
+    needed = {each.artifact_digest for each in report.steps}
+    needed |= {
+        digest for each in report.versions for digest in (each.version.package_digest, each.version.artifact_digest)
+    }
+    unneeded = (digest for digest, files in report.scan.hurt.items() if files and digest not in needed)
+    return sum(keeper.set_aside(digest) for digest in unneeded if not keeper.store.has(digest))
 
 
 def _decided(database: Database, keeper: Keeper, hurt: HurtVersion) -> HurtVersion:

@@ -9,9 +9,11 @@ import logging
 import multiprocessing
 import os
 import resource
+import secrets
 import sys
 import tempfile
 import traceback
+import uuid
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -193,13 +195,21 @@ def _enter(request: ChildRequest) -> None:
         place.mkdir(exist_ok=True)
         os.environ[variable] = str(place)
     tempfile.tempdir = str(request.scratch / "tmp")
-    # What is imported only now would leave its byte code beside the library.
-    sys.dont_write_bytecode = True
-    # A child of a forkserver makes semaphores with a name, for processes that are not there; those outlive it.
-    multiprocessing.set_start_method("fork", force=True)
+    _leave_nothing_elsewhere()
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
+
+
+def _leave_nothing_elsewhere() -> None:
+    """Keep Python itself from what outlives the attempt outside its directories (tests/integration/test_isolation)."""
+    # What is imported only now would leave its byte code beside the library.
+    sys.dont_write_bytecode = True
+    # A child of a forkserver makes semaphores with a name, for processes that are not there; those stay in /dev/shm.
+    multiprocessing.set_start_method("fork", force=True)
+    # uuid1, which onnx takes names from, is libuuid's: that keeps a clock in /var/lib, and its ids name the machine.
+    uuid._generate_time_safe = None
+    uuid._node = secrets.randbits(48)
 
 
 def _cpu_s() -> float:

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query
 
+from api.model_schemas import Model, ModelSummary, Version
 from api.routes import DEFAULT_TEAM, MAX_ID, PRINTABLE, Parts, Stack, Team
-from api.schemas import Model, ModelSummary, Version
 from olivepress.database import registry_views
 from olivepress.database.tables import Json
 from olivepress.errors import NotFound

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
+from api.model_schemas import VersionSummary
 from api.registry_schemas import (
     Aliases,
     AliasMove,
@@ -16,7 +17,6 @@ from api.registry_schemas import (
 )
 from api.routes import DEFAULT_TEAM, PRINTABLE, BeforeId, Stack, Team
 from api.routes.models import ModelName, Reference, reference_of
-from api.schemas import VersionSummary
 from olivepress.database import aliases, deletion, registry_views, version_flags
 from olivepress.database.tables import Json
 from olivepress.retention import DAY_S

@@ -5,9 +5,10 @@ from http import HTTPStatus
 from fastapi import APIRouter, Response
 
 from api.measuring_schemas import Recertification, Recertifications, StartedRecertifications
+from api.model_schemas import Validation
 from api.routes import DEFAULT_TEAM, Stack, Team
 from api.routes.models import ModelName, Reference, reference_of
-from api.schemas import SubmittedBatch, Validation
+from api.schemas import SubmittedBatch
 from olivepress import measuring_again, recertification
 from olivepress.database import remeasuring, views
 from olivepress.database.tables import Json

@@ -74,8 +74,14 @@ class Commands(LazyGroup):
         "pull": LazyCommand("olivepress.cli.pull", "pull", "Download a version into a directory.", MODELS),
         "install": LazyCommand("olivepress.cli.install", "install", "Install a version into Foundry Local.", MODELS),
         "export": LazyCommand("olivepress.cli.export", "export", "Write a version to one file.", MODELS),
-        "import": LazyCommand("olivepress.cli.export", "import_", "Unpack or install a version from one file.", MODELS),
-        "verify": LazyCommand("olivepress.cli.verify", "verify", "Verify a version's files and signature.", MODELS),
+        "import": LazyCommand("olivepress.cli.import_", "import_", "Import a model that was made elsewhere.", MODELS),
+        "validate": LazyCommand("olivepress.cli.validate", "validate", "Measure a published version again.", MODELS),
+        "recertify": LazyCommand(
+            "olivepress.cli.recertify", "recertify", "Certify versions again for another runtime.", MODELS
+        ),
+        "verify": LazyCommand(
+            "olivepress.cli.verify", "verify", "Verify a version's files and its signature, offline.", MODELS
+        ),
         "keys": LazyCommand("olivepress.cli.keys", "app", "Show, trust and replace the keys that sign.", MODELS),
         "uninstall": LazyCommand(
             "olivepress.cli.uninstall", "uninstall", "Remove a version from Foundry Local.", MODELS

@@ -1,26 +1,20 @@
-"""`olivepress export` and `import`: a model version as one file, for machines without a network."""
+"""`olivepress export`: a model version as one file, for machines without a network."""
 
 import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from olivepress import archive
-from olivepress.cli.install import register_by_sdk
 from olivepress.cli.options import AsJson, Team
 from olivepress.cli.orders import warn_about
-from olivepress.cli.output import connect, download_bar, emit, say
+from olivepress.cli.output import connect, download_bar, emit
 from olivepress.cli.tables import size
 from olivepress.client import DEFAULT_TEAM, full_disk_is_named
-from olivepress.errors import BadManifest, PermanentError
+from olivepress.errors import PermanentError
 from olivepress.fetching import Fetch, held
-from olivepress.foundry_cache import install_into_cache
-from olivepress.known_keys import KnownKeys
 from olivepress.registry import parse_reference
-from olivepress.trust import check_without_stack, unpacked_content
 
 
 def export(
@@ -61,60 +55,3 @@ def export(
         emit({"version": version["version"], "file": str(file), "size_bytes": size_bytes})
     else:
         typer.echo(f"{version['version']} is in {file}: {size(size_bytes)}")
-
-
-def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `olivepress export` wrote.")],
-    to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="A new directory.")] = None,
-    foundry_cache: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Foundry Local's cache directory: install it there.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Unpack or install a version from one file.
-
-    Needs no stack and no network. Nothing in the file is trusted: every name, size and checksum is verified, and what
-    is not as `olivepress export` writes it is refused; so is what is not as it was signed, where the key is known here.
-
-    [bold]Examples[/]
-      olivepress import support-en.tar --foundry-cache ~/.foundry/cache/models
-      olivepress import support-en.tar --to ./support-en --json
-    """
-    if (to is None) == (foundry_cache is None):
-        raise BadManifest("say where to: either --to DIR or --foundry-cache DIR")
-    found = archive.read_archive(file)
-    name = f"{found.model}:{found.number}"
-    with download_bar(name) as show:
-
-        def write(directory: Path) -> None:
-            archive.extract(found, directory, show)
-            check_without_stack(unpacked_content(directory, found.manifest), name, KnownKeys.default(), say)
-
-        if foundry_cache is not None:
-            installed = install_into_cache(write, foundry_cache, found.model, found.number, register=register_by_sdk)
-            directory, was_there = installed.directory, installed.was_there
-        else:
-            directory, was_there = _unpack(write, found, to or Path()), False
-    if as_json:
-        emit({"version": name, "directory": str(directory), "was_there": was_there})
-    else:
-        typer.echo(f"{name} {'was there before' if was_there else 'is in'}: {directory}")
-
-
-def _unpack(write: Callable[[Path], None], found: archive.Archive, target: Path) -> Path:
-    """The version as a new directory, which appears whole or not at all."""
-    target = target.expanduser().absolute()
-    if target.exists():
-        raise PermanentError(f"{target} exists already; remove it or choose another directory")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    try:
-        with full_disk_is_named(target.parent, found.manifest.size_bytes):
-            write(partial)
-        # mkdtemp makes it private; this is as readable as any new directory.
-        partial.chmod(0o755)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return target

@@ -119,6 +119,9 @@ def _show_job(found: dict[str, Any], logs: list[dict[str, Any]], to: Console) ->
             to.print(Text(f"  {name:14}{value}"), soft_wrap=True)
     to.print(steps_table(found))
     for step in found["steps"]:
+        for note in step.get("notes") or ():
+            to.print(Text.assemble((f"note of {step['kind']}  ", "bold"), note), soft_wrap=True)
+    for step in found["steps"]:
         if len(step["attempts"]) > 1 or step["error_message"]:
             to.print(Text(f"attempts of {step['kind']}", style="bold"))
             to.print(attempts_table(step))

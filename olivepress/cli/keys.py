@@ -27,6 +27,7 @@ class Commands(LazyGroup):
 
 app = typer.Typer(
     cls=Commands,
+    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
     help="Show, trust and replace the keys that sign.\n\nExample: olivepress keys show",

@@ -104,9 +104,20 @@ def _show(found: Json) -> None:
             branch.add(Text("→ ").append_text(names[key]))
     if not found["steps"]:
         tree.add(Text("it was not made here: no steps are known", style="dim"))
+    for again in version["validations"]:
+        tree.add(_again_text(again))
     aliases = ", ".join(f"@{alias}" for alias in version["aliases"]) or NOTHING
     tree.add(Text(f"aliases: {aliases}; {size(version['size_bytes'])}; artifact {short(version['artifact_digest'])}"))
     console().print(tree)
+
+
+def _again_text(again: Json) -> Text:
+    """A validation after the publication."""
+    what = "certified again" if again["kind"] == "recertify" else "validated again"
+    text = Text.assemble((what, "bold"), f"  job {again['job_id']}  ").append_text(
+        state_text(again["verdict"] or again["state"])
+    )
+    return text.append(f"  runtime {again['runtime']}", style="dim") if again["runtime"] else text
 
 
 def _thing_text(one: Json) -> Text:

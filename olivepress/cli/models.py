@@ -1,14 +1,16 @@
 """`olivepress models`: what is published."""
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
+from rich.console import Console
 from rich.text import Text
 
 from olivepress.cli.options import AsJson, Team
 from olivepress.cli.output import connect, console, emit
-from olivepress.cli.registry_tables import models_table, standing_lines, versions_table
+from olivepress.cli.registry_tables import models_table, standing_lines, validation_lines, versions_table
 from olivepress.client import DEFAULT_TEAM
 from olivepress.registry import VerdictKind, VersionSearch
 
@@ -53,15 +55,21 @@ def models(
     elif isinstance(found, dict):
         out.print(Text(found["name"], style="bold"))
         out.print(versions_table(found))
-        for version in found["versions"]:
-            for line in standing_lines(version):
-                out.print(line, soft_wrap=True)
+        _print_lines(out, found["versions"])
     elif found:
         out.print(models_table(found))
+        _print_lines(out, [model["newest"] for model in found if model["newest"]])
     elif search != VersionSearch():
         typer.echo(f"team '{team}' has no model with such a version", err=True)
     else:
         typer.echo(f"team '{team}' has published no model yet; submit a checkpoint: olivepress submit DIR", err=True)
+
+
+def _print_lines(out: Console, versions: Iterable[dict[str, Any]]) -> None:
+    """What is known against these versions, and what was measured of them again."""
+    for version in versions:
+        for line in [*standing_lines(version), *validation_lines(version)]:
+            out.print(line, soft_wrap=True)
 
 
 def _size_bytes(text: str | None) -> int | None:

@@ -13,6 +13,7 @@ from olivepress.quotas import parse_size
 Json = dict[str, Any]
 NO_LIMIT = "none"
 app = typer.Typer(
+    add_completion=False,
     no_args_is_help=True,
     help="Show and set what teams may have.\n\nExample: olivepress quotas show",
     rich_markup_mode="rich",

@@ -139,6 +139,19 @@ def standing_lines(version: Json) -> list[Text]:
     return lines
 
 
+def validation_lines(version: Json) -> list[Text]:
+    """What was measured of a version again: a line each, oldest first."""
+    lines = []
+    for one in version.get("validations") or []:
+        why = "" if one["kind"] == "validate" else " for another runtime"
+        runtime = f", runtime {one['runtime']}" if one["runtime"] else ""
+        outcome = one["verdict"] or one["state"]
+        day = when(one["finished_at"] or one["created_at"])
+        text = Text(f"{version['version']}: measured again{why} by job {one['job_id']}, {day}{runtime}: ")
+        lines.append(text.append_text(state_text(outcome)))
+    return lines
+
+
 def objections(version: Json) -> list[str]:
     """What speaks against using a version."""
     # A stack of an older release says nothing of it.

@@ -12,7 +12,7 @@ from olivepress.cli.options import AsJson, Team
 from olivepress.cli.output import connect, console, emit
 from olivepress.cli.tables import figure, plain_table, state_text, word
 from olivepress.client import DEFAULT_TEAM, Client
-from olivepress.errors import BadArtifact
+from olivepress.errors import BadArtifact, NotFound
 from olivepress.registry import parse_reference
 from olivepress.reports import document, wording
 from olivepress.reports.compare import MEASURES, Compared, compare
@@ -27,6 +27,9 @@ def report(
     reference: Annotated[
         str, typer.Argument(metavar="NAME[:VERSION|@ALIAS]|FILE.json", help="Default version: @latest.")
     ] = "",
+    job: Annotated[
+        int | None, typer.Option("--job", min=1, metavar="ID", help="What this job measured, also where a gate failed.")
+    ] = None,
     html: Html = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of reports instead.")] = False,
     team: Team = DEFAULT_TEAM,
@@ -39,14 +42,15 @@ def report(
     [bold]Examples[/]
       olivepress report support-en-int4
       olivepress report support-en-int4:3 --html report.html
+      olivepress report --job 12
       olivepress report support-en-int4@production --json > report.json
     """
     if schema:
         emit(document.schema())
         return
-    if not reference:
-        raise typer.BadParameter("name a version, such as support-en-int4:3", param_hint="NAME")
-    (found,) = _documents([reference], team)
+    if bool(reference) == (job is not None):
+        raise typer.BadParameter("name a version, such as support-en-int4:3, or a --job", param_hint="NAME")
+    found = _of_job(job) if job is not None else _documents([reference], team)[0]
     if html:
         html.write_text(report_page(found), encoding="utf-8")
         typer.echo(f"wrote {html}", err=True)
@@ -81,6 +85,14 @@ def compare_versions(
         console().print(_compared_table(compared))
         for note in compared.notes:
             console().print(Text(note, style="yellow"))
+
+
+def _of_job(job_id: int) -> Json:
+    with connect() as client:
+        job = client.job(job_id)
+    if job["report"] is None:
+        raise NotFound(f"job {job_id} has measured nothing (yet); look at it: olivepress job {job_id}")
+    return document.document_of_job(job)
 
 
 def _documents(references: list[str], team: str) -> list[Json]:

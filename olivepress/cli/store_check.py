@@ -136,6 +136,11 @@ def _remarks(found: Json) -> list[str]:
         lines.append(f"jobs {jobs} are not over and need damaged content: they fail; submit them again then")
     if found["forgotten_results"]:
         lines.append(f"{found['forgotten_results']} remembered results count as misses: they are computed again")
+    if found["versions_without_source"]:
+        names = ", ".join(found["versions_without_source"])
+        lines.append(f"what the sources of {names} said is lost: they run again when these are measured again")
+    if found["set_aside"]:
+        lines.append(f"{found['set_aside']} lost artifacts that only memory or nobody needed were taken out of use")
     for what in ("artifacts", "chunks"):
         if count := found["unreferenced"][what]["count"]:
             held = size(found["unreferenced"][what]["size_bytes"])

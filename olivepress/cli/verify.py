@@ -9,7 +9,7 @@ from olivepress import archive
 from olivepress.cli.options import AsJson
 from olivepress.cli.output import connect, download_bar, emit, say
 from olivepress.errors import BadManifest, NotFound
-from olivepress.known_keys import KnownKeys
+from olivepress.known_keys import KnownKey, KnownKeys
 from olivepress.signing import PublicKey
 from olivepress.trust import Trust
 from olivepress.verification import Check, FindKey, Verification, archive_content, directory_content
@@ -55,7 +55,7 @@ def verify(
     if as_json:
         emit(_document(path, found) | {"key_known_for": entry.stack if entry else None})
     else:
-        _show(path, found)
+        _show(path, found, None if key else entry)
         if found.wants_only_the_key:
             say("all that is signed agrees; if you know the publisher's key, give it: --key FILE, or --stack")
     raise typer.Exit(VERIFIED if found.is_verified else KEY_UNKNOWN if found.wants_only_the_key else WRONG)
@@ -84,7 +84,7 @@ def _any_of(known: KnownKeys) -> FindKey:
     return find
 
 
-def _show(path: Path, found: Verification) -> None:
+def _show(path: Path, found: Verification, known: KnownKey | None) -> None:
     what = f"{found.evidence.version} of team {found.evidence.team}" if found.evidence else str(path)
     verdict = "verified" if found.is_verified else "NOT VERIFIED"
     for finding in found.findings:
@@ -92,7 +92,8 @@ def _show(path: Path, found: Verification) -> None:
         if finding.check is Check.SIGNATURE and found.wants_only_the_key:
             word = "?"
         typer.echo(f"  {finding.check:{WIDTH}}  {word:5}  {finding.detail}")
-    typer.echo(f"{what}: {verdict}")
+    whose = f", by the key of {known.stack}" if known and found.is_verified else ""
+    typer.echo(f"{what}: {verdict}{whose}")
 
 
 def _document(path: Path, found: Verification) -> dict[str, Any]:

@@ -92,7 +92,8 @@ def undelete(reference: Version, team: Team = DEFAULT_TEAM, as_json: AsJson = Fa
     if as_json:
         emit(undone)
     else:
-        typer.echo(f"{undone['version']} is back")
+        name = undone["version"]
+        typer.echo(f"{name} is back, without aliases; to give it one: olivepress promote {name} latest")
 
 
 def _numbered(reference: str) -> VersionReference:

@@ -135,6 +135,18 @@ def remembered_artifacts(session: Session) -> set[str]:
     return {digest for digest in session.scalars(query) if digest is not None}
 
 
+def source_artifacts(session: Session) -> list[tuple[str, str]]:
+    """What the sources of versions said: digest of that artifact, version."""
+    query = (
+        select(StepRow.artifact_digest, ModelRow.name, VersionRow.number)
+        .join(JobRow, JobRow.id == StepRow.job_id)
+        .join(VersionRow, VersionRow.id == JobRow.version_id)
+        .join(ModelRow, ModelRow.id == VersionRow.model_id)
+        .where(StepRow.kind == StepKind.REFERENCE, StepRow.artifact_digest.is_not(None), has_files())
+    )
+    return [(digest or "", f"{name}:{number}") for digest, name, number in session.execute(query)]
+
+
 def provenance_and_report(session: Session, version_id: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """What was written down of a version when it was published."""
     row = session.get_one(VersionRow, version_id)

@@ -90,6 +90,7 @@ def job(session: Session, job_id: int) -> Json:
             "artifact_digest": row.artifact_digest,
             "error_class": row.error_class,
             "error_message": row.error_message,
+            "notes": (row.result or {}).get("notes") or [],
             "attempts": attempts.get(row.id, []),
         }
         for summary, row in zip(found[0]["steps"], rows, strict=True)

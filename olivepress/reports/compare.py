@@ -47,7 +47,12 @@ MEASURES = (
     Measure("top1_agreement", "same next token", ("quality", "held_out", "top1_agreement"), wording.share, True),
     Measure("prompts_share", "prompts passed", ("prompts", "share"), wording.share, True),
 )
-SPREAD_OF = {"tokens_per_s": ("tokens_per_s", "spread"), "first_token_ms": ("first_token_ms", "spread")}
+SPREAD_OF = {
+    "tokens_per_s": ("tokens_per_s", "spread"),
+    "first_token_ms": ("first_token_ms", "spread"),
+    "load_ms": ("load", "spread"),
+    "peak_rss_bytes": ("rss_spread_bytes",),
+}
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,8 @@ class PromptItem(_Part):
     expect: dict[str, Any] | None
     passed: bool | None
     seconds: float
+    seconds_spread: float | None = None
+    """How far from it that of another validation on the same hardware may lie."""
     problem: str | None
     source_answer: str | None = None
     same_as_source: bool | None = None
@@ -165,11 +167,24 @@ class Measurements(_Part):
     source_size_bytes: int | None = None
     size_ratio: float | None = None
     load_ms: float | None = None
+    """The first load, when the files may not be in memory yet."""
+    load: TimedFigure | None = None
+    """Further loads."""
     first_token_ms: TimedFigure | None = None
     tokens_per_s: TimedFigure | None = None
     cpu_cores: float | None = None
+    waited_share: float | None = None
+    """Of the time of the timed answers, what the process waited for a processor that others had."""
     rss_after_load_bytes: int | None = None
     peak_rss_bytes: int | None = None
+    """Of a session of `peak_rss_tokens`."""
+    peak_rss_tokens: int | None = None
+    highest_rss_bytes: int | None = None
+    """Over all that was timed; longer prompts, where there was time for them, take more."""
+    rss_spread_bytes: int | None = None
+    """How far from both that of another validation may lie."""
+    has_source: bool | None = None
+    """Whether quality could be held against the source."""
     latency: list[Latency] = []
     consistency: Consistency | None = None
     prompts: Prompts
@@ -215,7 +230,8 @@ class ReportDocument(_Part):
     schema_version: int = SCHEMA_VERSION
     model: str
     version: str
-    number: int
+    number: int | None
+    """None: what a job measured that published nothing."""
     recipe: str
     precision: str
     family: str
@@ -254,6 +270,24 @@ def unmeasured(reason: str, size_bytes: int) -> Json:
         "size_bytes": size_bytes,
         "gates": None,
     }
+
+
+def document_of_job(job: Mapping[str, Any]) -> Json:
+    """The same of what a job measured, as the API's answer for a job that has a report holds its parts."""
+    version = job["version"] or job["subject"]
+    settings, ingested = job["recipe_settings"], job["ingested"] or {}
+    described = {
+        "model": job["model"],
+        "version": version or f"{job['model']} (job {job['id']})",
+        "number": int(version.rpartition(":")[2]) if version else None,
+        "team": job["team"],
+        "recipe": job["recipe"],
+        "precision": ingested.get("precision") or settings["precision"],
+        "family": ingested.get("family", ""),
+        "created_at": job["finished_at"],
+        "report": job["report"],
+    }
+    return document_of(described) | {"job_id": job["id"]}
 
 
 def verdict_of_report(report: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from olivepress.store.artifacts import sha256_of
 from olivepress.store.bucket import CHUNKS, MANIFESTS, QUARANTINE, BucketStore, chunk_key, manifest_key, sha256_of_key
 from olivepress.store.bucket_objects import Seen
 from olivepress.store.keeping import NOTE, HeldPart, Part
-from olivepress.store.manifest import is_sha256
+from olivepress.store.manifest import Manifest, is_sha256
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,21 @@ class BucketKeeper:
                 return False
         self.store.bucket.delete([_key(part)])
         return True
+
+    def set_aside(self, digest: str) -> bool:
+        """See `Keeper.set_aside`."""
+        try:
+            content = self.read(Part(digest, True))
+        except FileNotFoundError:
+            return False
+        chunks = Manifest.parse(content).chunks()
+        self.store.bucket.write(f"{QUARANTINE}/{digest}/{secrets.token_hex(4)}", content)
+        self.store.bucket.delete([manifest_key(digest)])
+        # Looked at after the deletion: a writer that puts it from now on writes the manifest anew.
+        if self.store.missing(chunks):
+            return True
+        self.store.bucket.create(manifest_key(digest), content)
+        return False
 
     def quarantined(self) -> int:
         """See `Keeper.quarantined`."""

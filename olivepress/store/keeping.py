@@ -16,6 +16,7 @@ from typing import Protocol
 from olivepress.store.artifacts import ArtifactStore
 from olivepress.store.directory import DirectoryStore
 from olivepress.store.durable import sync_directory, write_whole
+from olivepress.store.manifest import Manifest
 from olivepress.store.places import stored_files
 
 NOTE = "check.json"
@@ -64,6 +65,9 @@ class Keeper(Protocol):
 
     def quarantine(self, part: Part) -> bool:
         """Takes a damaged part out of use; False if it is right by now, or gone."""
+
+    def set_aside(self, digest: str) -> bool:
+        """Takes a manifest whose chunks are lost out of use; False if they are there by now, or it is gone."""
 
     def quarantined(self) -> int:
         """How many parts lie in the quarantine."""
@@ -140,6 +144,21 @@ class DirectoryKeeper:
                 return False
         sync_directory(home.parent)
         return True
+
+    def set_aside(self, digest: str) -> bool:
+        """See `Keeper.set_aside`."""
+        home = self.store.places.manifest(digest)
+        aside = self._quarantine_path(home)
+        try:
+            chunks = Manifest.parse(home.read_bytes()).chunks()
+            home.rename(aside)
+        except FileNotFoundError:
+            return False
+        # Looked at after the rename: a writer that puts it from now on writes the manifest anew.
+        if self.store.missing(chunks):
+            return True
+        aside.rename(home)
+        return False
 
     def quarantined(self) -> int:
         """See `Keeper.quarantined`."""

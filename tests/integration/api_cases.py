@@ -29,6 +29,7 @@ from tests.integration.database_cases import INGESTED, OFFER, claimed, job_of, s
 from workers.steps import publish
 
 KEY = "the-admin-key"
+CONVERT_NOTE = "lm_head.MatMul.weight stays in fp32"
 REPORT: dict[str, Any] = {
     "schema_version": 1,
     "size_bytes": 3_540_000,
@@ -125,7 +126,7 @@ def validate(api: Api, job_id: int, report: dict[str, Any] = REPORT, package: di
     gate_failed = any(gate["verdict"] == "failed" for gate in report["gates"])
     results = {
         StepKind.INGEST: found,
-        StepKind.CONVERT: StepResult({"parity": {}, "notes": []}, digest_of(found.result)),
+        StepKind.CONVERT: StepResult({"parity": {}, "notes": [CONVERT_NOTE]}, digest_of(found.result)),
         StepKind.PACKAGE: StepResult(
             {"prompt_template": None, "prompt_template_reason": None}, store_files(api, package)
         ),

@@ -9,9 +9,9 @@ from sqlalchemy import func, select, update
 
 from olivepress import retention
 from olivepress.database.sessions import Database
-from olivepress.database.tables import AttemptRow, JobRow, RememberedRow, StepRow, WorkerRow
+from olivepress.database.tables import AttemptRow, JobRow, RememberedRow, StepRow, VersionRow, WorkerRow
 from olivepress.database.unblocking import done_steps
-from olivepress.jobs import JobId, StepKind
+from olivepress.jobs import JobId, StepKind, StepState
 from olivepress.retention import Periods
 from olivepress.steps import StepResult
 from olivepress.store import DirectoryStore
@@ -46,7 +46,14 @@ class Press:
     def job(self, path: str, last: StepKind = StepKind.PUBLISH) -> JobId:
         """A job of its own batch, run up to and with the given step."""
         (job_id,) = submit_paths(self.database, path)
+        self.go_on(job_id, path, last)
+        return job_id
+
+    def go_on(self, job_id: int, path: str, last: StepKind = StepKind.PUBLISH) -> None:
+        """Run what is left of a job up to and with the given step."""
         for kind in DEFAULT_STEPS:
+            if step_of(self.database, job_id, kind).state == StepState.SUCCEEDED:
+                continue
             result = RESULTS[kind]
             if kind is StepKind.INGEST:
                 result = StepResult(INGESTED | {"checkpoint_digest": path})
@@ -60,7 +67,6 @@ class Press:
             assert succeed(self.database, held, result)
             if kind is last:
                 break
-        return job_id
 
     def digest(self, job_id: int, kind: StepKind) -> str:
         return step_of(self.database, job_id, kind).artifact_digest or ""
@@ -68,9 +74,12 @@ class Press:
     def run(self, periods: Periods = PERIODS) -> retention.Report:
         return retention.run(self.database, self.store, periods)
 
-    def age_store(self) -> None:
-        for path in (*self.store.root.glob("chunks/*/*"), *self.store.root.glob("manifests/*/*")):
-            os.utime(path, (path.stat().st_mtime - 2 * DAY_S,) * 2)
+    def age_store(self, days: float = 2) -> None:
+        for path in (*self.store.root.glob("*/??/*"), *self.store.root.glob("trash/*/*")):
+            os.utime(path, (path.stat().st_mtime - days * DAY_S,) * 2)
+        for batch in self.store.places.trash.iterdir():
+            cutoff, _, rest = batch.name.partition("-")
+            batch.rename(batch.with_name(f"{int(cutoff) - round(days * DAY_S * 1e9)}-{rest}"))
 
     def age_rows(self, days: float) -> None:
         """As if all that has happened so far had happened that many days earlier."""
@@ -83,6 +92,8 @@ class Press:
                 RememberedRow.created_at,
                 WorkerRow.seen_at,
                 JobRow.finished_at,
+                VersionRow.deleted_at,
+                VersionRow.files_until,
             ):
                 session.execute(update(column.class_).values({column.key: column - days * DAY_S}))
 

@@ -21,6 +21,7 @@ from olivepress.pull import pull
 from olivepress.recipes import BUILT_IN
 from olivepress.registry import parse_reference
 from tests.integration.api_cases import (
+    CONVERT_NOTE,
     GATE_FAILED,
     KEY,
     PACKAGE,
@@ -180,9 +181,11 @@ class TestCommands:
         publish_job(api, second)
 
         assert run(["job", str(second)]) == 0
-        assert "reused from job 1" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "reused from job 1" in shown
+        assert f"note of convert  {CONVERT_NOTE}" in shown
         assert run(["watch"]) == 0
-        assert f"job {second} a cpu-int4: convert, package, validate reused from job 1" in capsys.readouterr().out
+        assert f"job {second} a cpu-int4: convert, package, reference, validate reused from job 1" in capsys.readouterr().out
 
     def test_every_list_has_a_table_and_one_json_document(self, api: Api, url: str, capsys: Any) -> None:
         start_worker(api.database)

@@ -13,6 +13,7 @@ import pytest
 from olivepress.cli import Commands
 from olivepress.database.migrations import upgrade
 from olivepress.database.sessions import Database
+from olivepress.own_process import PASSED_ON
 from tests.integration.api_cases import KEY, PACKAGE, api_over, publish_job, served
 from tests.integration.database_cases import sqlite_url
 
@@ -44,9 +45,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def on_windows(url: str, tmp_path: Path) -> Any:
     """Runs a command of the client; gives its document. The first argument is the exit code that must come."""
     environment = {
-        "PATH": os.environ["PATH"],
+        **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
         "HOME": str(tmp_path / "home"),
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
         "OLIVEPRESS_URL": url,
         "OLIVEPRESS_API_KEY": KEY,
         "OLIVEPRESS_DATA_DIR": str(tmp_path / "data"),

@@ -1,5 +1,6 @@
 """Configurations that the model builder alone crashes on or gets wrong: mended, or refused."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ LONGROPE = {
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 1024}
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+HUNYUAN = DYNAMIC | {"alpha": 1000.0, "factor": 1.0}
+PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}
+GEMMA3 = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
 
 
 @pytest.mark.parametrize(
@@ -29,6 +37,21 @@ LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
         pytest.param("llama", {"rope_parameters": LINEAR}, id="llama with linear rope"),
         pytest.param("llama", {"rope_parameters": YARN}, id="llama with yarn"),
         pytest.param("qwen2", {"rope_parameters": YARN}, id="qwen2 with yarn"),
+        pytest.param("mistral", {"rope_parameters": LLAMA3_ROPE}, id="mistral with llama-3 rope"),
+        pytest.param("qwen3", {"rope_parameters": DYNAMIC}, id="qwen3 with dynamic rope"),
+        pytest.param("smollm3", {"num_hidden_layers": 4, "rope_parameters": LINEAR}, id="smollm3 with linear rope"),
+        pytest.param("hunyuan_v1_dense", {"rope_parameters": YARN}, id="hunyuan with yarn"),
+        pytest.param("hunyuan_v1_dense", {"rope_parameters": HUNYUAN}, id="hunyuan's own dynamic rope"),
+        pytest.param(
+            "gemma3_text", {"rope_parameters": GEMMA3, "num_hidden_layers": 7}, id="gemma3, one rope stretched"
+        ),
+        pytest.param("phi", {"hidden_size": 64}, id="phi that turns four pairs"),
+        pytest.param("phi3", {"hidden_size": 128, "rope_parameters": PARTIAL}, id="phi3 that turns twelve pairs"),
+        pytest.param("llama", {"num_attention_heads": 8, "num_key_value_heads": 4}, id="heads of eight"),
+        pytest.param("smollm3", {"num_hidden_layers": 4, "hidden_size": 96}, id="smollm3 with heads of 24"),
+        pytest.param("llama", {"intermediate_size": 512}, id="a matrix as wide as the vocabulary"),
+        pytest.param("llama", {"max_position_embeddings": 33}, id="a context shorter than the compared text"),
+        pytest.param("granite", {"attention_multiplier": 1, "logits_scaling": 8}, id="multipliers without a point"),
         pytest.param("phi3", {"original_max_position_embeddings": 2048}, id="phi3 with two context lengths"),
         pytest.param(
             "phi3",
@@ -40,7 +63,7 @@ LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
     ],
 )
 def test_the_built_model_is_the_model_of_torch(tmp_path: Path, architecture: str, config: dict[str, Any]) -> None:
-    source = tiny_checkpoint(tmp_path / "source", architecture, **config)
+    source = tiny_checkpoint(tmp_path / "source", architecture, **copy.deepcopy(config))
 
     parity = run_convert(source, "cpu-fp32", tmp_path)["parity"]
 
@@ -78,8 +101,8 @@ def test_rows_that_do_not_fill_their_blocks_convert(tmp_path: Path, config: dict
 
 @pytest.mark.parametrize("recipe", ["cpu-int4", "cpu-int8", "cpu-fp32"])
 def test_a_model_that_the_builder_misunderstands_is_refused(tmp_path: Path, recipe: str) -> None:
-    # given a matrix as wide as the vocabulary, which the builder takes for the output head
-    source = tiny_checkpoint(tmp_path / "source", "llama", intermediate_size=512)
+    # given norms of queries and keys, which the builder leaves out of Phi
+    source = tiny_checkpoint(tmp_path / "source", "phi", qk_layernorm=True)
 
-    with pytest.raises(ConversionFailed, match="does not say what its source says"):
+    with pytest.raises(ConversionFailed, match=r"does not say what its source says: .*q_layernorm\.weight' is not in it"):
         run_convert(source, recipe, tmp_path)

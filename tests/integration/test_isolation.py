@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from olivepress.jobs import AttemptOutcome, StepKind
+from olivepress.own_process import PASSED_ON
 from tests.doubles.orders import Order, Orders, write_checkpoint
 from tests.watched_calls import Call, Watched, is_possible, run_watched
 
@@ -30,7 +31,13 @@ SEMAPHORES = "/dev/shm/sem."
 HOST_LOCK = re.compile(r"olivepress-\d+\.timed\.lock")
 RECIPES = ["cpu-int4", "cpu-fp16"]
 FAILING = {"name": "failing", "precision": "int4", "summary": "x", "nodes_to_exclude": ["/model/nowhere/MatMul"]}
-FULL_INT4, FULL_FP16, FULL_FAILING, ADAPTER_INT4 = 1, 2, 3, 4
+QUANTIZED = {
+    "name": "quantized",
+    "precision": "int8",
+    "summary": "x",
+    "olive_passes": {"after": [{"type": "OnnxDynamicQuantization"}], "builder_precision": "fp32"},
+}
+FULL_INT4, FULL_FP16, FULL_FAILING, FULL_QUANTIZED, ADAPTER_INT4 = 1, 2, 3, 4, 5
 
 
 @dataclass
@@ -74,10 +81,10 @@ def run_worker(root: Path, batches: Sequence[dict[str, Any]], **orders: Any) -> 
     given = {"data_dir": str(root / "data"), "root": str(root), "batches": batches, "recipes": [], "kill": False}
     (root / "orders.json").write_text(json.dumps(code | given | {"validated": []} | orders))
     environment = {
-        "PATH": os.environ["PATH"],
+        **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
         "HOME": str(root / "home"),
         "TMPDIR": str(root / "tmp"),
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
     }
     command = [sys.executable, "-c", PROGRAM, str(root / "orders.json")]
     with (root / "console").open("wb") as console:
@@ -105,7 +112,7 @@ def outside(run: Run) -> list[Call]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The real steps: two precisions and an adapter are built, one model goes all the way; a kill and a failure."""
+    """The real steps: precisions, a pass of Olive and an adapter; one model goes all the way; a kill and a failure."""
     # Not above: tests without the toolchain share this file.
     from tests.checkpoints import tiny_adapter, tiny_checkpoint
 
@@ -113,18 +120,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     full = tiny_checkpoint(root / "full", "qwen2", max_position_embeddings=192)
     adapter = tiny_adapter(root / "adapter", full)
     batches = [
-        {"recipes": [*RECIPES, FAILING["name"]], "checkpoints": [{"path": str(full)}]},
+        {"recipes": [*RECIPES, FAILING["name"], QUANTIZED["name"]], "checkpoints": [{"path": str(full)}]},
         {"recipes": ["cpu-int4"], "checkpoints": [{"path": str(adapter), "base": str(full)}]},
     ]
-    return run_worker(root, batches, recipes=[FAILING], validated=[FULL_INT4], kill=True)
+    return run_worker(root, batches, recipes=[FAILING, QUANTIZED], validated=[FULL_INT4], kill=True)
 
 
 @pytest.mark.toolchain
 def test_all_of_it_ran(run: Run) -> None:
     outcomes = {(row["job_id"], row["kind"]): row["outcome"] for row in run.attempts}
-    for job_id in (FULL_INT4, FULL_FP16, ADAPTER_INT4):
+    for job_id in (FULL_INT4, FULL_FP16, FULL_QUANTIZED, ADAPTER_INT4):
         assert outcomes[job_id, "convert"] == outcomes[job_id, "package"] == AttemptOutcome.SUCCEEDED
-    assert outcomes[FULL_INT4, "validate"] == AttemptOutcome.SUCCEEDED
+    assert outcomes[FULL_QUANTIZED, "quantize"] == outcomes[FULL_INT4, "validate"] == AttemptOutcome.SUCCEEDED
     assert [(one["status"], one["problem"]) for one in run.certificates] == [("passed", None)]
     killed, again = run.of(FULL_INT4, StepKind.CONVERT)
     assert (killed["outcome"], killed["signal"], again["outcome"]) == ("crashed", 9, "succeeded")

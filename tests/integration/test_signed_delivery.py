@@ -75,6 +75,8 @@ class TestPull:
         assert run(["pull", MODEL, "--to", str(tmp_path / "out")]) == 0
         assert f"{url} signs with the key" in capsys.readouterr().err
 
+        assert run(["verify", str(tmp_path / "out")]) == 0
+        assert f"{MODEL}:1 of team default: verified, by the key of {url}" in capsys.readouterr().out
         code, document = verdict(capsys, str(tmp_path / "out"))
 
         assert code == 0

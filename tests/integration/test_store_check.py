@@ -196,6 +196,23 @@ class TestHealing:
         assert "delete a-int4:1 and submit its checkpoint" in (hurt.note or "")
         assert "delete a-int4:1" in flags(press)["damaged"]["reason"]
 
+    @pytest.mark.parametrize("kind", [StepKind.CONVERT, StepKind.REFERENCE])
+    def test_what_only_memory_needs_is_taken_out_of_use_so_that_it_is_computed_again(
+        self, press: Press, job: int, kind: StepKind
+    ) -> None:
+        digest = press.digest(job, kind)
+        flip(chunk_of(press, digest, "model.onnx.data"))
+
+        report = repair(press)
+
+        assert (report.set_aside, report.forgotten, report.versions) == (1, 1, [])
+        assert report.sources == (["a-int4:1"] if kind is StepKind.REFERENCE else [])
+        assert report.is_sound and check(press).is_sound
+        assert not press.store.places.manifest(digest).exists()
+        # and what puts it again has it whole
+        assert press.put(f"/models/a-{kind}") == digest
+        assert press.store.has(digest) and check(press).forgotten == 0
+
     def test_retention_and_a_repair_exclude_each_other(self, press: Press, job: int) -> None:
         flip(chunk_of(press, press.digest(job, StepKind.PACKAGE), "model.onnx.data"))
         turn = Turn(press.database, lambda: False, retention.LEASE)

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 from olivepress import archive
 from olivepress.archive import extract, read_archive, write_archive
 from olivepress.cli import run
-from olivepress.errors import BadArtifact, PermanentError
+from olivepress.errors import BadArtifact, DiskFull, PermanentError
 from olivepress.foundry import sums_text
 from olivepress.store import DirectoryStore, Manifest
 
@@ -296,6 +297,22 @@ def test_an_archive_that_is_cut_off_is_refused_before_anything_is_written(export
         read_archive(exported.file)
 
 
+def test_an_archive_that_is_mostly_a_hole_is_refused_where_its_files_have_no_room(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sparse file of a few kilobytes can hold terabytes of zeros, each with its right checksum."""
+    target = tmp_path / "target"
+    target.mkdir()
+    found = read_archive(exported.file)
+    usage = shutil.disk_usage(tmp_path)._replace(free=found.manifest.size_bytes - 1)
+    monkeypatch.setattr("olivepress.archive.shutil.disk_usage", lambda path: usage)
+
+    with pytest.raises(DiskFull, match="free some space and try again"):
+        extract(found, target)
+
+    assert list(target.iterdir()) == []
+
+
 def test_bytes_behind_the_end_are_refused(exported: Exported) -> None:
     with exported.file.open("ab") as stream:
         stream.write(b"more")
@@ -342,9 +359,18 @@ class TestCommand:
         index = json.loads((cache / "foundry.local.modelinfo.json").read_text())
         assert [entry["model_info"]["id"] for entry in index["models"]] == ["support-int4:3"]
 
-    def test_a_place_must_be_named(self, exported: Exported, capsys: pytest.CaptureFixture[str]) -> None:
-        assert run(["import", str(exported.file)]) == 2
+    def test_two_places_at_once_are_refused(
+        self, exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        places = ["--to", str(tmp_path / "target"), "--foundry-cache", str(tmp_path / "cache")]
+        assert run(["import", str(exported.file), *places]) == 2
         assert "either --to DIR or --foundry-cache DIR" in capsys.readouterr().err
+
+    def test_what_only_the_stack_can_do_is_refused_where_it_is_only_unpacked(
+        self, exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(["import", str(exported.file), "--to", str(tmp_path / "target"), "--name", "other"]) == 2
+        assert "leave the other options out" in capsys.readouterr().err
 
 
 def test_the_manifest_comes_back_equal(exported: Exported) -> None:

@@ -5,7 +5,16 @@ import pytest
 from olivepress.conversion_cost import Sizes
 from olivepress.jobs import JobKind, StepKind
 from olivepress.recipes import BUILT_IN, recipe_named
-from olivepress.step_cost import Ratio, corrected, cost_family, costs_of_job, predict, sizes_of
+from olivepress.step_cost import (
+    Ratio,
+    corrected,
+    cost_family,
+    cost_family_of,
+    costs_of_job,
+    expected,
+    predict,
+    sizes_of,
+)
 from olivepress.steps import plan
 
 # Measured once with this model on two cores: bytes as the worker's sampling saw them.
@@ -77,3 +86,14 @@ def test_every_step_that_runs_in_a_child_has_a_cost_and_only_its_family_corrects
 
 def test_an_ingest_without_sizes_gives_none() -> None:
     assert sizes_of({}) is None
+
+
+def test_a_model_that_was_made_elsewhere_is_predicted_by_its_size() -> None:
+    recipe = recipe_named("cpu-fp32")
+    found = {"kind": "model", "family": "qwen2", "sizes": None, "size_bytes": 1_000_000_000}
+    cost = expected(StepKind.VALIDATE, found, recipe)
+    assert cost.memory_bytes > 1_000_000_000 + 500_000_000
+    assert cost.scratch_bytes == 1_000_000_000
+    assert expected(StepKind.PACKAGE, found, recipe).scratch_bytes == 2_000_000_000
+    assert cost_family_of(found, recipe) == "qwen2/imported"
+    assert cost_family_of(found | {"kind": "full"}, recipe) == cost_family("qwen2", recipe)

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from olivepress import archive
+from olivepress.errors import BadArtifact
 from olivepress.evidence import Evidence
 from olivepress.foundry import read_sums, sums_text
+from olivepress.sealing import Subject, overlay
 from olivepress.signing import SigningKey
+from olivepress.store import DirectoryStore
 from olivepress.verification import Check, Verification, archive_content, directory_content, verify
 from tests.unit.signed_versions import PROVENANCE, REPORT, new_key, published, version_of
 
@@ -202,6 +205,16 @@ def test_what_was_published_unsigned_is_right_but_not_verified(tmp_path: Path, k
     assert wrong(found) == {Check.EVIDENCE}
     (directory / "model.onnx.data").write_bytes(b"")
     assert not checked(directory, key).is_unsigned
+
+
+def test_a_package_that_brings_evidence_along_is_not_published(tmp_path: Path, key: SigningKey) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    _, manifest = published(tmp_path, key, store=store)
+    subject = Subject("default", "other-int4", 1, PROVENANCE, REPORT, 1.0)
+
+    for signer in (key, None):
+        with pytest.raises(BadArtifact, match=r"evidence\.json and evidence\.sig, which only publishing writes"):
+            overlay(manifest, b"{}", subject, signer)
 
 
 def test_an_archive_is_verified_without_being_unpacked(tmp_path: Path, key: SigningKey) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from olivepress.errors import BadArtifact
+from workers.measures.contention import Contention
 from workers.measures.memory import rss_bytes
 from workers.measures.spread import timed
 from workers.toolchains.genai import GenaiModel, Generation
@@ -27,30 +28,35 @@ MS_PER_S = 1000.0
 
 LENGTHS = (16, 128, 512, 1024)
 NEW_TOKENS_AT_LENGTH = 16
-FEWEST_RUNS_AT_LENGTH, MOST_RUNS_AT_LENGTH = 3, 10
+FEWEST_RUNS_AT_LENGTH, MOST_RUNS_AT_LENGTH = 5, 20
 # A length whose runs take long is run once more, or not; beyond the fewest runs it is repeated no longer than this.
-FEWEST_FOR_S, REPEATED_FOR_S = 4.0, 0.3
+FEWEST_FOR_S, REPEATED_FOR_S = 4.0, 0.5
 LENGTHS_BUDGET_S = 30.0
 LIMIT_CACHE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Figures of one model on one prompt, one entry a run; `warm_up_ms` is the first token of the run before them."""
+    """Figures of one model on one prompt, one entry a run; `warm_up_ms` is the first token of the run before them.
+
+    `waited` is the share of the time that the process waited for a processor.
+    """
 
     prompt_tokens: int
     warm_up_ms: float
     first_token_ms: tuple[float, ...]
     tokens_per_s: tuple[float, ...]
     cpu_cores: float
+    waited: float
 
     def to_dict(self) -> dict[str, object]:
         """As the report has it."""
         return {
-            "first_token_ms": timed(self.first_token_ms) | {"prompt_tokens": self.prompt_tokens},
-            "tokens_per_s": timed(self.tokens_per_s, slow_is_low=True),
+            "first_token_ms": timed(self.first_token_ms, waited=self.waited) | {"prompt_tokens": self.prompt_tokens},
+            "tokens_per_s": timed(self.tokens_per_s, slow_is_low=True, waited=self.waited),
             "warm_up_ms": round(self.warm_up_ms, 3),
             "cpu_cores": round(self.cpu_cores, 2),
+            "waited_share": round(self.waited, 3),
             "runs": len(self.first_token_ms),
         }
 
@@ -64,6 +70,7 @@ def measure_speed(model: GenaiModel, prompt: Sequence[int]) -> Speed:
     new_tokens = min(NEW_TOKENS, model.context_length - len(prompt))
     warm_up = model.generate(prompt, new_tokens, min_new_tokens=new_tokens)
     runs: list[Generation] = []
+    contention = Contention()
     cpu_started, started = time.process_time(), time.perf_counter()
     while len(runs) < MAX_RUNS and (len(runs) < MIN_RUNS or time.perf_counter() - started < BUDGET_S):
         runs.append(model.generate(prompt, new_tokens, min_new_tokens=new_tokens))
@@ -74,6 +81,7 @@ def measure_speed(model: GenaiModel, prompt: Sequence[int]) -> Speed:
         first_token_ms=tuple(run.first_token_s * MS_PER_S for run in runs),
         tokens_per_s=tuple(run.tokens_per_s for run in runs),
         cpu_cores=cpu_s / elapsed_s,
+        waited=contention.share(),
     )
 
 
@@ -123,6 +131,7 @@ def measure_lengths(
 def _at_length(model: GenaiModel, prompt: Sequence[int], budget_s: float) -> tuple[dict[str, Any], float]:
     """The entry of one length, and the seconds that a run takes."""
     started = time.perf_counter()
+    contention = Contention()
     runs: list[Generation] = []
     memory: list[int] = []
     try:
@@ -137,10 +146,11 @@ def _at_length(model: GenaiModel, prompt: Sequence[int], budget_s: float) -> tup
             )
     except BadArtifact as error:
         return _empty(len(prompt)) | {"problem": str(error), "is_failure": True}, 0.0
+    waited = contention.share()
     measured = {
         "runs": len(runs),
-        "first_token_ms": timed([run.first_token_s * MS_PER_S for run in runs]),
-        "tokens_per_s": timed([run.tokens_per_s for run in runs], slow_is_low=True),
+        "first_token_ms": timed([run.first_token_s * MS_PER_S for run in runs], waited=waited),
+        "tokens_per_s": timed([run.tokens_per_s for run in runs], slow_is_low=True, waited=waited),
         "rss_bytes": max(memory),
     }
     return _empty(len(prompt)) | measured, (time.perf_counter() - started) / len(runs)

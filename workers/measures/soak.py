@@ -7,6 +7,7 @@ end of its 95 % interval is above LEAK_BYTES: a session that kept a token's cach
 """
 
 import time
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,8 @@ def soak(
     budget_s = (wanted or {}).get("minutes", 0) * S_PER_MINUTE or (BUDGET_S if not wanted else 10**9)
     prompt = list(text[: min(PROMPT_TOKENS, model.context_length // 2)])
     started = time.perf_counter()
-    series: list[int] = []
+    # Not a list: its numbers would grow the memory that is looked at.
+    series = array("q")
     while len(series) < sessions and (not series or time.perf_counter() - started < budget_s):
         elapsed_s = time.perf_counter() - started
         report_progress(min(1.0, max(len(series) / sessions, elapsed_s / budget_s)))

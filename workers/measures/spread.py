@@ -13,24 +13,40 @@ DEVIATIONS = 3.0
 LEAST_SHARE = 0.25
 """What medians of one model differed by between validations on one machine, other work beside them, whatever the runs
 of one validation said: clock, caches and neighbours change more slowly than runs follow each other."""
+WAITED_AT_MOST = 0.9
+MANY_RUNS = 10
+RANGE_TO_DEVIATION = (1.0, 1.0, 1.13, 1.69, 2.06, 2.33, 2.53, 2.70, 2.85, 2.97)
+"""Of so many runs; Tippett, "On the extreme individuals and the range of samples" (1925)."""
 CONFIDENCE = 0.95
 
 
-def timed(values: Sequence[float], *, slow_is_low: bool = False) -> dict[str, float]:
+def timed(values: Sequence[float], *, slow_is_low: bool = False, waited: float = 0.0) -> dict[str, float]:
     """Median, p95 and spread of repeated timed runs, in their unit.
 
     `p95` is the value that 95 of 100 runs reach or better (nearest rank). `spread` is how far from the median that of
-    another validation on the same hardware may lie: three robust standard deviations (median absolute deviation) of
-    the runs, and at least LEAST_SHARE of the median.
+    another validation on the same hardware may lie: three robust standard deviations of the runs (median absolute
+    deviation; of few runs their range), at least LEAST_SHARE of the median, and at least what the runs would differ by
+    on an idle machine.
+
+    Args:
+        waited: the share of the time that the process waited for a processor (workers.measures.contention).
     """
     ordered = sorted(values, reverse=slow_is_low)
     median = statistics.median(values)
-    deviation = MAD_TO_DEVIATION * statistics.median(abs(value - median) for value in values)
+    waited = min(waited, WAITED_AT_MOST)
+    least = max(LEAST_SHARE, waited / (1 - waited)) * median
     return {
         "median": round(median, 3),
         "p95": round(ordered[math.ceil(0.95 * len(ordered)) - 1], 3),
-        "spread": round(max(DEVIATIONS * deviation, LEAST_SHARE * median), 3),
+        "spread": round(max(DEVIATIONS * _deviation(values, median), least), 3),
     }
+
+
+def _deviation(values: Sequence[float], median: float) -> float:
+    """The standard deviation, estimated so that a single run among many does not move it."""
+    if len(values) < MANY_RUNS:
+        return (max(values) - min(values)) / RANGE_TO_DEVIATION[len(values)]
+    return MAD_TO_DEVIATION * statistics.median(abs(value - median) for value in values)
 
 
 def theil_sen(values: Sequence[float], times: Sequence[float] | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from olivepress.checkpoint_files import LET_FINISH, hash_file, unreadable
 from olivepress.errors import CheckpointChanged
 from olivepress.recipes import Precision
 from workers.steps.context import StepContext
-from workers.toolchains import adapters, checkpoint_passes, dequantized, olive, parity, unpickled
+from workers.toolchains import adapters, checkpoint_passes, dequantized, notes, olive, parity, unpickled
 from workers.toolchains.conversion import Conversion
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,12 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
         DiskFull: no room in the workspace.
         CheckpointChanged: the files are not the ones that were ingested.
     """
+    with notes.collected() as said:
+        agreement = _convert(spec, context)
+    return {"parity": asdict(agreement), "notes": said}
+
+
+def _convert(spec: dict[str, Any], context: StepContext) -> parity.Agreement:
     directory, base = Path(spec["path"]), Path(spec["base"]) if spec["base"] else None
     for note in spec.get("recipe_notes", ()):
         log.info("recipe: %s", note)
@@ -60,7 +66,7 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
         if base is not None:
             refuse_changed(base, spec["ingest"]["base"]["files"])
     context.report_progress("check", 1.0)
-    return {"parity": asdict(agreement), "notes": []}
+    return agreement
 
 
 def _source(directory: Path, base: Path | None, spec: dict[str, Any], context: StepContext) -> tuple[Path, float]:

@@ -66,7 +66,7 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
 
     Returns:
         {"prompt_template": {role: piece} | None, "prompt_template_reason": why there is none, or what it does not
-        carry, "size_bytes": of all files}
+        carry, "size_bytes": of all files, "notes": sentences}
 
     Raises:
         BadArtifact: the converted model lacks a file, or a file is not what it should be.
@@ -77,7 +77,7 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     _take_over(artifact, context.output)
     settings = fitting(FoundrySettings(**spec["foundry"]), spec["context_length"])
     genai_config = _genai_config(artifact, settings, spec["context_length"])
-    _stop_where_the_template_does(artifact, genai_config["model"], chat_template)
+    notes = _stop_where_the_template_does(artifact, genai_config["model"], chat_template)
     _write_json(context.output / GENAI_CONFIG_FILE, genai_config)
     _write_json(context.output / TOKENIZER_CONFIG_FILE, _tokenizer_config(artifact, chat_template))
     _write_text(context.output / TEMPLATE_FILE, chat_template.source)
@@ -89,6 +89,7 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
         "prompt_template": derivation.template,
         "prompt_template_reason": derivation.note,
         "size_bytes": sum(file.stat().st_size for file in context.output.rglob("*") if file.is_file()),
+        "notes": notes,
     }
 
 
@@ -142,8 +143,8 @@ def _genai_config(artifact: Path, settings: FoundrySettings, context_length: int
     return cleaned
 
 
-def _stop_where_the_template_does(artifact: Path, model: dict[str, Any], template: ChatTemplate) -> None:
-    """Let the engine end an answer with the token that the template writes after one.
+def _stop_where_the_template_does(artifact: Path, model: dict[str, Any], template: ChatTemplate) -> list[str]:
+    """Let the engine end an answer with the token that the template writes after one; a note where that is new.
 
     Configs of fine-tunes often name the end of a text only; an engine then goes on past the end of the turn and
     writes the user's part too.
@@ -158,9 +159,12 @@ def _stop_where_the_template_does(artifact: Path, model: dict[str, Any], templat
     ending = end_of_turn(template, added)
     stops = model.get("eos_token_id")
     listed = stops if isinstance(stops, list) else [] if stops is None else [stops]
-    if ending is not None and added[ending] not in listed:
-        log.info("answers end with '%s' (token %d) too, as the chat template ends them", ending, added[ending])
-        model["eos_token_id"] = [*listed, added[ending]]
+    if ending is None or added[ending] in listed:
+        return []
+    model["eos_token_id"] = [*listed, added[ending]]
+    note = f"answers end with '{ending}' (token {added[ending]}) too, as the chat template ends them"
+    log.info("note: %s", note)
+    return [note]
 
 
 def _without_nulls(value: Any) -> Any:

@@ -5,7 +5,6 @@ graph with each matrix stored in fp16 and a Cast behind it, which onnxruntime fo
 the size on disk, the speed and memory of fp32, and no rounding but that of the weights.
 """
 
-import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,9 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxruntime_genai.models import builder
 
+from workers.toolchains.notes import note
 from workers.toolchains.replaced import replaced
-
-log = logging.getLogger(__name__)
 
 # Norms and biases stay as they are: together they are less than a thousandth of a model.
 SMALLEST_RANK = 2
@@ -85,7 +83,7 @@ def _as_half(value: ir.Value) -> _Narrow | None:
     """A matrix in fp16; None where a number of it is too large for that."""
     wide = value.const_value
     if np.abs(wide.numpy()).max() > LARGEST_FP16:
-        log.info("%s stays in fp32: it holds numbers beyond %g, the largest of fp16", value.name, LARGEST_FP16)
+        note(f"{value.name} stays in fp32: it holds numbers beyond {LARGEST_FP16:g}, the largest of fp16")
         return None
     return _Narrow(ir.DataType.FLOAT16, lambda: ir.tensor(wide.numpy().astype(np.float16), name=value.name))
 

@@ -1,5 +1,6 @@
 """Mends for onnxruntime-genai 0.18's model builder: what it gets wrong on sound checkpoints, put right in memory."""
 
+import re
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from workers.toolchains.replaced import replaced
 
+INSIDE_A_LAYER = re.compile(r"\blayers\.\d+\.")
 # Ways to stretch rotary embeddings that one set of frequencies describes.
 STRETCHED_ROPES = ("linear", "dynamic", "llama3", "yarn")
 FREQUENCIES, BASE = "frequencies", "base"
@@ -112,6 +114,9 @@ def _load_weights(model: builder.Model, input_path: str) -> torch.nn.Module:
     for parameter in weights.parameters():
         if parameter.dim() == 1 and parameter.is_floating_point():
             parameter.data = parameter.data.float()
+    # The builder takes any matrix with a row for each token for the output head, also one inside of a layer.
+    outside = [module for name, module in weights.named_modules() if not INSIDE_A_LAYER.search(name)]
+    weights.modules = lambda: iter(outside)
     return weights
 
 

@@ -17,7 +17,9 @@ from workers.toolchains import olive_workflow, parity, side_by_side
 from workers.toolchains.builder_pass import DATA_FILE, MODEL_FILE
 from workers.toolchains.conversion import Conversion
 from workers.toolchains.failures import told_as_conversion_failure
+from workers.toolchains.graph_facts import WHOLE_MATRIX_ROUNDING
 from workers.toolchains.parity import Agreement
+from workers.toolchains.rounding import Rounding
 from workers.toolchains.stored_weights import StoredWeights
 
 log = logging.getLogger(__name__)
@@ -86,7 +88,7 @@ def check(conversion: Conversion, before: Path) -> Agreement:
     with told_as_conversion_failure(f"running {conversion.checkpoint} in torch", "check that it generates there"):
         model = AutoModelForCausalLM.from_pretrained(conversion.source, dtype="auto").eval()
         with torch.inference_mode():
-            seen = side_by_side.compare(model, StoredWeights(conversion.output / MODEL_FILE), tokens, by_name=False)
+            seen = side_by_side.compare(model, _stored(conversion.output / MODEL_FILE), tokens, by_name=False)
     if not np.isfinite(made).all():
         raise ConversionFailed(f"{conversion.model} gives logits that are not finite; {WHAT_NOW}")
     moved = 1 - parity.agreement(given, made).correlation
@@ -133,6 +135,24 @@ def _restore_outputs(graph: onnx.GraphProto, names: Sequence[str]) -> None:
             values[:] = [renamed.get(value, value) for value in values]
     for value in graph.output:
         value.name = renamed.get(value.name, value.name)
+
+
+class _RoundedAsAWhole(StoredWeights):
+    """Weights of a model whose matrices have one scale each, or one a column, and whose inputs have one for all tokens.
+
+    Measured on trained models: that moves the logits a tenth more than four times what 8 bits for each row would, and
+    a twentieth of what 4 bits for blocks of 128 do.
+    """
+
+    @property
+    def rounding(self) -> Rounding:
+        return Rounding(bits=4, block_size=128, is_symmetric=True)
+
+
+def _stored(model_file: Path) -> StoredWeights:
+    graph = onnx.load(model_file, load_external_data=False).graph
+    is_whole = any(node.op_type in WHOLE_MATRIX_ROUNDING for node in graph.node)
+    return (_RoundedAsAWhole if is_whole else StoredWeights)(model_file)
 
 
 def _has_integers(model_file: Path) -> bool:

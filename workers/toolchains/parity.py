@@ -14,6 +14,7 @@ from workers.toolchains import rotary, side_by_side
 from workers.toolchains.builder_pass import MODEL_FILE
 from workers.toolchains.conversion import Conversion
 from workers.toolchains.failures import told_as_conversion_failure
+from workers.toolchains.notes import note
 from workers.toolchains.side_by_side import Logits, SideBySide
 from workers.toolchains.stored_weights import StoredWeights
 
@@ -113,7 +114,8 @@ def _refuse_other_function(conversion: Conversion, seen: SideBySide, converted: 
     allowed = ARITHMETIC + times * (1 - agreement(seen.stored, seen.jittered).correlation)
     wanted, weights = seen.stored, "with the same weights"
     if seen.unplaced:
-        log.info("not found in the built model by name: %s", ", ".join(seen.unplaced))
+        named = ", ".join(seen.unplaced[:3])
+        note(f"{len(seen.unplaced)} matrices were not found in the built model by name ({named}); it is judged whole")
         wanted, weights = seen.source, "on one text"
         allowed += TIMES_UNPLACED * (1 - agreement(seen.source, seen.stored).correlation)
     computed = agreement(wanted, converted)

@@ -22,6 +22,7 @@ from workers.measures.token_comparison import Logits, kl_divergences
 from workers.measures.weight_print import WeightPrint
 from workers.toolchains.library_edge import library_edge
 from workers.toolchains.rounding import ROWS_AT_ONCE, Rounding, rounded
+from workers.toolchains.stop_tokens import turn_end_id
 from workers.toolchains.weight_prints import print_of
 
 ACTIVATION_BITS = 8
@@ -43,7 +44,9 @@ class SourceModel:
         config = model.config.get_text_config()
         stops = [_ids(config.eos_token_id), _ids(model.generation_config.eos_token_id)]
         own = tokenizer.eos_token_id
-        self._stops = [ids for ids in stops if ids] or ([[int(own)]] if own is not None else [])
+        # The published model stops where its tokenizer and its chat template end as well.
+        more = [int(token) for token in (own, turn_end_id(tokenizer)) if token is not None]
+        self._stops = [ids for ids in (*stops, more) if ids]
         # Settings of the checkpoint, such as sampling, would enter answers unasked.
         model.generation_config = GenerationConfig()
         self._keeps_some = "logits_to_keep" in inspect.signature(model.forward).parameters

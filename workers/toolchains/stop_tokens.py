@@ -84,11 +84,19 @@ def _check_stop(config: Path, stop: int, tokenizer: PreTrainedTokenizerBase, mod
 
 
 def _turn_notes(tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> list[str]:
-    added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
-    ending = end_of_turn(ChatTemplate(str(tokenizer.chat_template), tokenizer.special_tokens_map), added)
-    if ending is None or added[ending] in stops or added[ending] == tokenizer.eos_token_id:
+    ending = turn_end_id(tokenizer)
+    if ending is None or ending in stops or ending == tokenizer.eos_token_id:
         return []
     return [
-        f"the chat template ends an answer with '{ending}' (token {added[ending]}), which neither config.json nor the "
-        "tokenizer names as an end; the published model stops there too"
+        f"the chat template ends an answer with '{tokenizer.convert_ids_to_tokens(ending)}' (token {ending}), which "
+        "neither config.json nor the tokenizer names as an end; the published model stops there too"
     ]
+
+
+def turn_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that the tokenizer's chat template writes after an answer; None for none of its own."""
+    if not isinstance(tokenizer.chat_template, str):
+        return None
+    added = {token.content: int(number) for number, token in tokenizer.added_tokens_decoder.items()}
+    ending = end_of_turn(ChatTemplate(tokenizer.chat_template, tokenizer.special_tokens_map), added)
+    return None if ending is None else added[ending]
