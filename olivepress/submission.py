@@ -6,11 +6,14 @@ from pathlib import Path
 
 from olivepress.calibration import check_calibration
 from olivepress.database.batches import Rung, WantedJob, insert_batch, known_batch
+from olivepress.database.quotas import check_quota, note_predictions
 from olivepress.database.recipes import own_recipes
 from olivepress.database.sessions import Database
 from olivepress.errors import BadManifest
 from olivepress.jobs import BatchId, JobId
 from olivepress.manifest import HUB_PREFIX, MAX_CHECKPOINTS, CheckpointEntry, Manifest, inline_recipe
+from olivepress.predicted_sizes import predicted_sizes
+from olivepress.quotas import Wanted
 from olivepress.recipes import BUILT_IN, Recipe, parse_reference, recipe_named
 from olivepress.registry import check_alias, model_name, model_suffixes, name_from_directory
 
@@ -35,6 +38,7 @@ def submit(database: Database, manifest: Manifest, roots: list[Path], idempotenc
         BadManifest: a name cannot be used, two jobs would publish under one name, a recipe cannot be, or a glob
             matches nothing.
         UnknownRecipe: a recipe that does not exist.
+        QuotaExceeded: the team has not so much room left.
     """
     if idempotency_key and (known := _known(database, manifest.team, idempotency_key)):
         # Before anything else is looked at: a recipe that it names may have been removed since.
@@ -48,8 +52,11 @@ def submit(database: Database, manifest: Manifest, roots: list[Path], idempotenc
     wanted = _named_jobs(entries, recipes[:1] if ladder else recipes)
     for job in wanted:
         _check_job(job, manifest, ladder)
+    sizes = predicted_sizes(database, manifest.team, wanted, roots)
     with database.write() as session:
+        check_quota(session, manifest.team, Wanted(len(wanted), sum(sizes)))
         if new := insert_batch(session, manifest, wanted, idempotency_key, ladder):
+            note_predictions(session, new[1], sizes)
             return Submitted(*new)
     first = _known(database, manifest.team, idempotency_key or "")
     assert first is not None, "only the idempotency key can be taken"

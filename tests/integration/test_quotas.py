@@ -217,3 +217,13 @@ def test_a_quota_is_kept_and_changed(database: Database) -> None:
 
 def test_a_refusal_is_not_tried_again() -> None:
     assert issubclass(QuotaExceeded, PermanentError)
+
+
+@on_both_databases
+def test_a_batch_beyond_the_quota_is_refused_before_any_work_and_one_within_it_is_accepted(database: Database) -> None:
+    limit(database, max_jobs=3)
+    submit_paths(database, "/models/a", "/models/b")
+    with pytest.raises(QuotaExceeded, match="2 jobs that are not over, and 2 more would pass its quota of 3"):
+        submit_paths(database, "/models/c", "/models/d")
+    submit_paths(database, "/models/c")
+    assert used(database).waiting_jobs == 3

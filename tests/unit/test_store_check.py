@@ -339,6 +339,22 @@ class TestHealing:
 
         assert healed.outcome is Outcome.QUARANTINED
 
+    def test_an_artifact_that_is_lost_is_set_aside_unless_its_chunks_came_back(
+        self, shop: Shop, tmp_path: Path
+    ) -> None:
+        digest = shop.artifacts[1].digest
+        assert not shop.keeper.set_aside(digest)
+        assert shop.store.has(digest)
+        shop.opened.overwrite(shop.own(1), None)
+
+        assert shop.keeper.set_aside(digest)
+
+        assert not shop.keeper.set_aside(digest)
+        assert set(shop.store.manifest_digests()) == {each.digest for each in shop.artifacts} - {digest}
+        assert shop.scan().findings == []
+        shop.store.put_directory(tmp_path / "artifact-1")
+        shop.assert_whole()
+
     def test_what_became_right_meanwhile_is_left_in_its_place(self, shop: Shop) -> None:
         shop.opened.overwrite(shop.own(1), flipped(right := shop.keeper.read(Part(shop.own(1)))))
         scan = shop.scan()
