@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: help demo up test test-fast chaos check format bench lock clean
+.PHONY: help demo up test test-fast chaos proof check format bench lock clean
 
 help:
 	@echo "make demo       the whole way on this machine: train, submit, certify, chat"
@@ -16,6 +16,7 @@ help:
 	@echo "make test       all tests; makes the environment when it is missing"
 	@echo "make test-fast  the unit tests only"
 	@echo "make chaos      kill parts of a stack at random; MINUTES=2 DATABASE=sqlite|postgresql SEED=..."
+	@echo "make proof      good and damaged models against the gates; ONLY=WORD"
 	@echo "make check      ruff, mypy, import-linter"
 	@echo "make bench      the benchmarks"
 	@echo "make lock       write requirements.lock anew from the present environment"
@@ -51,6 +52,9 @@ test-fast: $(VENV)/.test
 
 chaos: $(VENV)/.test
 	$(BIN)/python -m tests.chaos --minutes $(or $(MINUTES),2) --database $(or $(DATABASE),sqlite) $(if $(SEED),--seed $(SEED))
+
+proof: $(VENV)/.test
+	$(BIN)/python -m tests.proof $(if $(ONLY),--only "$(ONLY)")
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

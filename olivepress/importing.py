@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from olivepress.database.batches import known_batch
 from olivepress.database.imports import WantedImport, insert_import
+from olivepress.database.quotas import check_quota
 from olivepress.database.sessions import Database
 from olivepress.gates import parse_limits
 from olivepress.job_orders import ImportOrder
+from olivepress.quotas import Wanted
 from olivepress.recipes import Precision, Recipe
 from olivepress.registry import check_alias, check_model_name, check_text, name_from_directory
 from olivepress.soak import parse_soak
@@ -24,6 +27,7 @@ def submit_import(database: Database, order: ImportOrder, idempotency_key: str |
     Raises:
         BadManifest: a name cannot be used, or there is no reason why it is not validated.
         BadRecipe: a gate cannot be.
+        QuotaExceeded: the team has as many jobs or versions as it may have.
     """
     check_alias(order.alias)
     name = check_model_name(order.name or name_from_directory(Path(order.path.rstrip("/\\")).name))
@@ -43,6 +47,10 @@ def submit_import(database: Database, order: ImportOrder, idempotency_key: str |
         unvalidated=order.unvalidated,
     )
     with database.write() as session:
+        if idempotency_key and (known := known_batch(session, order.team, idempotency_key)):
+            return Submitted(*known, is_new=False)
+        # How large it is only a worker knows; publishing looks at that.
+        check_quota(session, order.team, Wanted(1))
         batch_id, job_id, is_new = insert_import(session, wanted, idempotency_key)
     return Submitted(batch_id, [job_id], is_new)
 

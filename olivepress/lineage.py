@@ -27,7 +27,7 @@ class Thing(_Part):
     """Something that a step used or made."""
 
     id: str = Field(examples=["artifact:3c4d"])
-    kind: str = Field(pattern="^(checkpoint|base|prompts|calibration|recipe|artifact|report|version)$")
+    kind: str = Field(pattern="^(checkpoint|model|base|prompts|calibration|recipe|artifact|report|version)$")
     name: str
     """In a few words, for people."""
     digest: str | None

@@ -23,7 +23,7 @@ STEP_H, THING_H, THING_GAP = 66, 46, 8
 LANE, LANE_GAP = 14, 12
 CORNER = 6
 CHARACTER_PX = 6.9
-PERSON_KINDS = frozenset({"checkpoint", "base", "prompts", "calibration", "recipe"})
+PERSON_KINDS = frozenset({"checkpoint", "model", "base", "prompts", "calibration", "recipe"})
 COLOURS = 4
 STYLE = """
 .lineage { --l-page: #ffffff; --l-card: #f6f7f3; --l-ink: #1d2419; --l-soft: #5c6655; --l-line: #c3c9ba;

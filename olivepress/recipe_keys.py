@@ -37,12 +37,15 @@ class PassKeys(KeysModel):
 
 
 class PassesKeys(KeysModel):
-    """Passes of Olive around the model builder."""
+    """Passes of Olive around the model builder. Where they quantize they are a step of their own."""
 
-    before: Annotated[tuple[PassKeys, ...], Field(max_length=16)] = ()
-    """They work on the checkpoint."""
-    after: Annotated[tuple[PassKeys, ...], Field(max_length=16)] = ()
-    """They work on the ONNX model."""
+    before: Annotated[
+        tuple[PassKeys, ...],
+        Field(max_length=16, examples=[[{"type": "Gptq", "config": {"bits": 4, "group_size": 32}}]]),
+    ] = ()
+    """They work on the checkpoint. Calibrated ones, such as Gptq, learn from text submitted as `calibration`."""
+    after: Annotated[tuple[PassKeys, ...], Field(max_length=16, examples=[[{"type": "OnnxDynamicQuantization"}]])] = ()
+    """They work on the ONNX model; recipes that differ only in them share one conversion."""
     builder_precision: Precision | None = None
     """What the model builder writes, where a pass after it makes the recipe's `precision` of it."""
 

@@ -107,9 +107,12 @@ def import_(  # one parameter for each option
 def _into_stack(source: Path, wanted: dict[str, Any], *, watch: bool | None, as_json: bool) -> None:
     path = os.path.abspath(source.expanduser())  # noqa: PTH100  # also takes ".." away, which absolute() leaves
     try:
-        order = ImportOrder.model_validate({"path": path, "name": wanted.get("name") or _own_name(Path(path)), **wanted})
+        name = wanted.get("name") or _own_name(Path(path))
+        order = ImportOrder.model_validate({"path": path, "name": name, **wanted})
     except ValidationError as error:
         raise BadManifest(f"the command line: {describe(error)}") from None
+    if order.unvalidated is None and not order.prompts:
+        say("note: without --prompts nothing tells whether it answers as it should; its source is not there to compare")
     with connect() as client:
         submitted = client.import_model(order)
         (job_id,) = submitted["jobs"]

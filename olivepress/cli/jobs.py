@@ -105,6 +105,7 @@ def _show_job(found: dict[str, Any], logs: list[dict[str, Any]], to: Console) ->
     title = f"job {found['id']}  {found['name']}  {found['recipe']}  "
     to.print(Text.assemble((title, "bold"), state_text(found["state"]), f"  {duration(found['seconds'])}"))
     facts = {"checkpoint": found["path"], "base": found["base"], "batch": str(found["batch_id"])}
+    facts["measures"] = found.get("subject")
     if ingested := found["ingested"]:
         parts = (ingested.get("architecture"), ingested.get("dtype"), size(ingested.get("size_bytes")))
         facts["architecture"] = ", ".join(str(part) for part in parts if part)

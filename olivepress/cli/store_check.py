@@ -10,6 +10,7 @@ from olivepress.cli.options import AsJson
 from olivepress.cli.output import console, emit
 from olivepress.cli.store_progress import store_bar
 from olivepress.cli.tables import NOTHING, plain_table, size, word
+from olivepress.database import migrations as schema
 from olivepress.database.sessions import Database
 from olivepress.errors import NotAllowed
 from olivepress.settings import Settings
@@ -55,9 +56,11 @@ def check(
     settings = Settings()
     if repair:
         refuse_for_root(settings)
-    database, store = Database(settings.database), open_store(settings)
-    others = [store_at(settings, place, must_exist=True) for place in copies or []]
+    database = Database(settings.database)
     try:
+        schema.check(database)
+        store = open_store(settings)
+        others = [store_at(settings, place, must_exist=True) for place in copies or []]
         with store_bar("checking") as show:
             if repair:
                 report = repair_store(database, store, others, is_fast=fast, anew=anew, on_progress=show)

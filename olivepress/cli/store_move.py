@@ -9,6 +9,7 @@ from olivepress.cli.output import emit
 from olivepress.cli.store_check import FAILED, refuse_for_root, shown_place
 from olivepress.cli.store_progress import store_bar
 from olivepress.cli.tables import duration, size
+from olivepress.database import migrations as schema
 from olivepress.database.sessions import Database
 from olivepress.settings import Settings
 from olivepress.store import open_store, store_at
@@ -40,10 +41,12 @@ def move(
     """
     settings = Settings()
     refuse_for_root(settings)
-    database, source = Database(settings.database), open_store(settings)
-    refuse_one(source.name, to)  # before anything is made there
-    target = store_at(settings, to, must_exist=False)
+    database = Database(settings.database)
     try:
+        schema.check(database)
+        source = open_store(settings)
+        refuse_one(source.name, to)  # before anything is made there
+        target = store_at(settings, to, must_exist=False)
         with store_bar("copying") as show:
             moved = move_store(
                 database, source, target, verify=verify, while_running=while_running, on_progress=show

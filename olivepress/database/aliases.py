@@ -63,9 +63,7 @@ def roll_back(session: Session, team: str, name: str, alias: str, order: Order) 
     )
     target = earlier_target(past, kept)
     if target is None:
-        raise NotFound(
-            f"{name}@{alias} pointed to no other version that is still there; promote one by its number"
-        )
+        raise NotFound(f"{name}@{alias} pointed to no other version that is still there; promote one by its number")
     return _guarded_move(session, model, session.get_one(VersionRow, target), alias, MoveCause.ROLLED_BACK, order)
 
 

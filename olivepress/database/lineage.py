@@ -95,8 +95,10 @@ def _inputs(row: VersionRow, job: JobRow | None) -> dict[str, Json]:
     kept = row.provenance.get("recipe") or {}
     found = []
     if digest := checkpoint.get("digest"):
-        detail = " ".join(filter(None, [checkpoint.get("kind"), checkpoint.get("architecture")]))
-        found.append(thing("checkpoint", digest, str(checkpoint.get("name", "checkpoint")), detail or None))
+        # An import is of an ONNX model that was made elsewhere, which says of itself that it is a model.
+        kind = "model" if checkpoint.get("kind") == "model" else "checkpoint"
+        told = [checkpoint.get("kind") if kind == "checkpoint" else "imported", checkpoint.get("architecture")]
+        found.append(thing(kind, digest, str(checkpoint.get("name", kind)), " ".join(filter(None, told)) or None))
     if digest := checkpoint.get("base_digest"):
         found.append(thing("base", digest, "base", "of the adapter"))
     name = f"{row.recipe_name} v{kept['version']}" if "version" in kept else row.recipe_name
@@ -163,7 +165,7 @@ def _made(kind: StepKind, row: StepRow, version: VersionRow) -> list[Json]:
 
 
 def _used(kind: StepKind, facts: JobFacts, done: Done, version: VersionRow, things: dict[str, Json]) -> list[str]:
-    kinds = {"checkpoint", "base"} if kind is StepKind.INGEST or kind in READS_CHECKPOINT else set()
+    kinds = {"checkpoint", "model", "base"} if kind is StepKind.INGEST or kind in READS_CHECKPOINT else set()
     if kind in FOLLOWS_RECIPE:
         kinds.add("recipe")
     if kind in ASKS_PROMPTS:

@@ -171,7 +171,14 @@ class Checker:
         return found[len(before) :]
 
     def _verified(self, held: HeldPart) -> tuple[HeldPart, Damage | None]:
-        return held, self._damage(held.part) if held.size_bytes <= CHUNK_LIMIT_BYTES else Damage.LENGTH
+        if held.size_bytes > CHUNK_LIMIT_BYTES:
+            return held, Damage.LENGTH
+        try:
+            return held, None if self.keeper.is_right(held.part) else Damage.ALTERED
+        except FileNotFoundError:  # collected just now, or a link that leads nowhere
+            return held, Damage.MISSING
+        except OSError as error:
+            return held, _unreadable(error)
 
     def _damage(self, part: Part) -> Damage | None:
         """What is wrong with a part now; None also for one that is gone."""

@@ -5,11 +5,14 @@ is left of it may yet help somebody.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 
@@ -99,7 +102,8 @@ class DirectoryKeeper:
 
     def read(self, part: Part) -> bytes:
         """See `Keeper.read`."""
-        return self._home(part).read_bytes()
+        with _opened(self._home(part)) as stream:
+            return stream.read()
 
     def is_right(self, part: Part) -> bool:
         """See `Keeper.is_right`."""
@@ -189,5 +193,12 @@ class DirectoryKeeper:
 
 
 def _is_right(path: Path, part: Part) -> bool:
-    with path.open("rb") as stream:
+    with _opened(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest() == part.sha256
+
+
+def _opened(path: Path) -> BufferedReader:
+    """Raises: FileNotFoundError, OSError (also where something else than a file has the name: a pipe has no end)."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EIO, "it is no file", str(path))
+    return path.open("rb")

@@ -102,7 +102,7 @@ class Places:
 
 def stored_files(directory: Path) -> Iterator[StoredFile]:
     """The chunks and manifests right in a directory; what has another name is nobody's to touch."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(directory) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):
                 status = entry.stat(follow_symlinks=False)

@@ -262,6 +262,11 @@ class TestImports:
         ]
         assert bodies[0] == bodies[1]
 
+    def test_a_team_that_has_as_much_as_it_may_imports_nothing(self, published: Api) -> None:
+        assert published.http.patch("/v1/quotas/default", json={"max_versions": 1}).status_code == 200
+        answer = published.http.post("/v1/imports", json={"path": "/models/x"})
+        assert (answer.status_code, answer.json()["error_class"]) == (422, "QuotaExceeded")
+
     @pytest.mark.parametrize(
         ("body", "said"),
         [

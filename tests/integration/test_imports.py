@@ -120,6 +120,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda given: rewrite_json(given / "genai_config.json", model__vocab_size="<absent>"),
         "no usable vocab_size",
     ),
+    "a stop token that is ordinary text": (
+        lambda given: rewrite_json(given / "genai_config.json", model__eos_token_id=5),
+        "ends answers with token 5, which the tokenizer has for ordinary text",
+    ),
     "another number of layers": (
         lambda given: rewrite_json(given / "genai_config.json", model__decoder__num_hidden_layers=9),
         r"the graph has 2 layers and genai_config\.json has 9",

@@ -13,10 +13,20 @@ from olivepress.cli import run
 from olivepress.client import Client
 from olivepress.database.sessions import Database
 from olivepress.errors import NotFound
-from olivepress.jobs import StepKind
+from olivepress.jobs import StepKind, digest_of
 from olivepress.registry import Order
+from olivepress.steps import StepResult
 from tests.integration.api_cases import KEY, PACKAGE, WORSE_PACKAGE, Api, api_over, publish_job, served, start_worker
-from tests.integration.database_cases import OFFER, on_both_databases, step_of
+from tests.integration.database_cases import (
+    OFFER,
+    RESULTS,
+    claimed,
+    on_both_databases,
+    run_until,
+    step_of,
+    submit_paths,
+    succeed,
+)
 from tests.integration.registry_cases import publish, version
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -117,6 +127,33 @@ class TestDocument:
         jsonschema.validate(found, api.get("/v1/lineage/schema"))
         assert found["steps"] == []
         assert f"checkpoint:{'e' * 64}" in [thing["id"] for thing in found["things"]]
+
+    def test_of_a_ladder_the_steps_of_the_rung_that_passed_are_shown(self, api: Api) -> None:
+        gate = {"name": "min_top1_agreement", "figure": 0.4, "limit": 0.7, "verdict": "failed", "note": ""}
+        failed = StepResult({"verdict": "failed", "report": {"size_bytes": 7, "gates": [gate]}})
+        (job,) = submit_paths(api.database, "/models/m", ladder=["cpu-int4", "cpu-int8"])
+        run_until(api.database, job, StepKind.REFERENCE)
+        assert succeed(api.database, claimed(api.database, job, StepKind.VALIDATE), failed)
+        for kind in (StepKind.CONVERT, StepKind.PACKAGE, StepKind.VALIDATE):
+            own = digest_of([1, kind]) if RESULTS[kind].artifact_digest else None
+            assert succeed(api.database, claimed(api.database, job, kind), StepResult(RESULTS[kind].result, own))
+        held = claimed(api.database, job, StepKind.PUBLISH)
+        publish(api.database, name="m-int8", job_id=job, precision="int8", recipe_name="cpu-int8")
+        assert succeed(api.database, held)
+
+        found = lineage_of(api, "m-int8")
+
+        kinds = [step["kind"] for step in found["steps"]]
+        assert kinds == ["ingest", "reference", "convert", "package", "validate", "publish"]
+        assert step_in(found, StepKind.CONVERT)["made"] == [f"artifact:{digest_of([1, StepKind.CONVERT])}"]
+
+    def test_an_imported_model_is_no_checkpoint(self, api: Api) -> None:
+        provenance = {"checkpoint": {"name": "x", "digest": "e" * 64, "kind": "model", "architecture": "qwen2"}}
+        publish(api.database, provenance=provenance)
+
+        (first, *_) = lineage_of(api)["things"]
+
+        assert (first["id"], first["kind"], first["detail"]) == (f"model:{'e' * 64}", "model", "imported qwen2")
 
     def test_what_is_not_there_is_404(self, api: Api) -> None:
         made(api)

@@ -1,5 +1,6 @@
 """The arithmetic of the measures, on figures that were made up."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from olivepress.errors import BadArtifact, RuntimeCrashed
 from workers.measures import edge_cases
 from workers.measures.consistency import judge_lengths
+from workers.measures.contention import Contention
 from workers.measures.latency import LIMIT_CACHE_BYTES, lengths_to_try
 from workers.measures.memory import cache_bytes_per_token, cache_growth
 from workers.measures.quality import OtherVocabulary, measure_quality
@@ -41,6 +43,22 @@ class TestSpread:
 
         assert calm["spread"] == 2.5
         assert wild["spread"] > 20
+
+    def test_of_few_runs_the_range_tells_the_spread(self) -> None:
+        # Two of three are alike: their deviation from the median says nothing.
+        assert timed([10.0, 10.1, 30.0])["spread"] == pytest.approx(3 * 20 / 1.69, abs=0.01)
+        assert timed([10.0])["spread"] == 2.5
+
+    def test_a_busy_machine_widens_the_spread_to_what_an_idle_one_would_give(self) -> None:
+        # Of 40 ms the process waited 30: alone, it would have taken 10.
+        assert timed([40.0] * 12, waited=0.75)["spread"] >= 30.0
+        assert timed([40.0] * 12, waited=1.0)["spread"] < float("inf")
+
+    def test_a_process_that_has_a_processor_to_itself_does_not_count_as_waiting_for_sleep(self) -> None:
+        contention = Contention()
+        time.sleep(0.05)
+
+        assert 0.0 <= contention.share() <= 1.0
 
     def test_the_slope_is_not_bent_by_a_jump(self) -> None:
         found = theil_sen([100.0 + 2 * place + (1000 if place == 7 else 0) for place in range(20)])

@@ -27,7 +27,6 @@ from tests.integration.remeasuring_cases import (
     worker_with,
 )
 
-pytestmark = on_both_databases
 OTHER_PROMPT = {"prompt": "How do I return it?", "expect": {"contains": "label"}}
 
 
@@ -50,6 +49,7 @@ def flag_unvalidated(database: Database, version: str) -> None:
         version_flags.flag(session, row.id, VersionFlag.UNVALIDATED, "no time")
 
 
+@on_both_databases
 def test_only_validate_runs_and_what_was_remembered_does_not_answer(database: Database) -> None:
     version = published(database)
     worker_with(database, "2.2.1")
@@ -68,6 +68,7 @@ def test_only_validate_runs_and_what_was_remembered_does_not_answer(database: Da
     assert again.memory_bytes > 0
 
 
+@on_both_databases
 def test_a_validation_that_passed_publishes_nothing_and_the_version_lists_it(database: Database) -> None:
     version = published(database)
     worker_with(database, "2.2.1")
@@ -87,6 +88,7 @@ def test_a_validation_that_passed_publishes_nothing_and_the_version_lists_it(dat
     )
 
 
+@on_both_databases
 def test_a_validation_whose_gates_fail_has_failed_and_the_alias_stays(database: Database) -> None:
     version = published(database)
     worker_with(database, "2.2.1")
@@ -117,6 +119,7 @@ def test_without_an_order_for_others_the_first_prompts_are_asked(database: Datab
         assert [prompt["prompt"] for prompt in unblocking.job_facts(session, job_id).prompts] == ["Hello"]
 
 
+@on_both_databases
 def test_what_the_source_said_is_left_out_where_the_store_has_it_no_more(database: Database) -> None:
     version = published(database)
     gone = step_of(database, 1, StepKind.REFERENCE).artifact_digest
@@ -157,6 +160,7 @@ def test_of_a_ladder_the_rung_that_was_published_is_measured(database: Database)
     assert job_of(database, job_id).ladder is None
 
 
+@on_both_databases
 def test_where_no_worker_lives_the_step_waits_for_the_first_that_comes(database: Database) -> None:
     version = published(database)
     job_id = ordered(database, version)
@@ -167,6 +171,7 @@ def test_where_no_worker_lives_the_step_waits_for_the_first_that_comes(database:
     assert claim(database, job_id, StepKind.VALIDATE) is not None
 
 
+@on_both_databases
 def test_a_version_that_was_never_validated_is_no_longer_flagged_once_it_passed(database: Database) -> None:
     version = published(database)
     worker_with(database, "2.2.1")

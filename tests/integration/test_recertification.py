@@ -1,6 +1,10 @@
 """When the runtime is another one, versions with an alias are measured again, once, and what fails is flagged."""
 
+import threading
+from pathlib import Path
+
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import select
 
 from olivepress.database.aliases import promote
@@ -13,6 +17,8 @@ from olivepress.errors import Guarded
 from olivepress.jobs import AttemptOutcome, JobKind, JobState, StepKind
 from olivepress.recertification import AT_ONCE, Due, look, start_due
 from olivepress.registry import Order, parse_reference
+from olivepress.settings import Settings
+from scheduler.app import Scheduler
 from scheduler.recertify import recertify
 from tests.integration.database_cases import claimed, job_of, on_both_databases, succeed
 from tests.integration.registry_cases import FORCE
@@ -164,6 +170,18 @@ def test_what_ends_without_telling_of_the_model_flags_nothing_and_is_not_tried_f
     assert looked_at(database, version)["flags"] == {}
     assert due(database) == {version: Due.DONE}
     assert recertify(database, everything) == 0
+
+
+@pytest.mark.parametrize("setting", ["on", "off"])
+def test_the_scheduler_does_it_unless_it_is_switched_off(database_url: str, tmp_path: Path, setting: str) -> None:
+    settings = Settings(
+        database_url=database_url,
+        data_dir=tmp_path,
+        redis_url=SecretStr(f"unix://{tmp_path / 'redis.sock'}"),
+        recertify=setting,
+    )
+    duties = {duty.name for duty in Scheduler(settings, threading.Event())._duties}
+    assert ("recertify" in duties) is (setting == "on")
 
 
 def test_versions_without_an_alias_and_deleted_ones_are_left_alone(database: Database, version: str) -> None:

@@ -151,8 +151,8 @@ def test_retention_keeps_what_the_database_needs_and_loses_the_rest(template: Pa
 
     OfficeHere.template = template
     chosen = settings(
-        max_examples=10,
-        stateful_step_count=14,
+        max_examples=4,
+        stateful_step_count=12,
         deadline=None,
         derandomize=True,
         database=None,

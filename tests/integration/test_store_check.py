@@ -231,7 +231,6 @@ class TestHealing:
         assert check(press).is_sound
 
 
-@on_both_databases
 class TestMakingAgain:
     @pytest.fixture
     def hurt(self, press: Press, job: int) -> HurtVersion:
@@ -239,6 +238,7 @@ class TestMakingAgain:
         flip(chunk_of(press, press.digest(job, StepKind.PACKAGE), "model.onnx.data"))
         return only_version(repair(press))
 
+    @on_both_databases
     def test_a_job_makes_the_same_bytes_again_and_publishes_nothing(
         self, press: Press, job: int, hurt: HurtVersion, tmp_path: Path
     ) -> None:
@@ -368,6 +368,16 @@ class TestCommand:
         flip(chunk_of(shell, shell.digest(job, StepKind.PACKAGE), "model.onnx.data"))
         assert run(["store", "check", "--repair"]) == 1
         assert "makes it again" in capsys.readouterr().out
+
+    def test_a_database_that_is_not_there_is_said_before_a_store_is_made(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("OLIVEPRESS_DATABASE_URL", f"sqlite:///{tmp_path / 'empty.sqlite'}")
+        monkeypatch.setenv("OLIVEPRESS_STORE_DIR", str(tmp_path / "no-store"))
+        for command in (["check"], ["move", "--to", str(tmp_path / "target")]):
+            assert run(["store", *command]) == 3
+            assert "schema" in capsys.readouterr().err
+        assert not (tmp_path / "no-store").exists() and not (tmp_path / "target").exists()
 
     def test_a_place_without_a_store_is_refused(
         self, shell: Press, tmp_path: Path, capsys: pytest.CaptureFixture[str]

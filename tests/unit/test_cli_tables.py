@@ -154,7 +154,7 @@ def test_prompts_without_expectation_are_not_called_passed() -> None:
 def test_the_steps_of_a_ladder_name_their_rung_and_what_came_of_each() -> None:
     ladder = ["cpu-int4", "cpu-int8", "cpu-fp16"]
     kinds = [("ingest", 0), ("convert", 0), ("validate", 0), ("convert", 1), ("validate", 1), ("publish", 0)]
-    steps = [step_of(kind, "succeeded", rung=rung, attempts=[]) for kind, rung in kinds]
+    steps = [step_of(kind, "succeeded", rung=rung, attempts=[], error_message=None) for kind, rung in kinds]
     rungs = [{"recipe": "cpu-int4", "verdict": "failed"}, {"recipe": "cpu-int8", "verdict": "passed"}]
     job = job_of(1, ladder=ladder, rung=1, recipe="cpu-int8", steps=steps, report={"rungs": rungs})
 

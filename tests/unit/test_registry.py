@@ -1,6 +1,8 @@
 """Names of models, aliases and versions; what speaks against a version; where going back leads."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from olivepress.errors import BadManifest
 from olivepress.recipes import recipe_named
@@ -86,6 +88,23 @@ def test_the_verdict_of_a_report_is_that_of_its_gates() -> None:
     assert verdict_of({"gates": [passed, other]}) is VerdictKind.PASSED
     assert verdict_of({"gates": [passed, failed]}) is VerdictKind.FAILED
     assert verdict_of({}) is VerdictKind.NOT_MEASURED
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", "back"]), max_size=30))
+def test_going_back_undoes_the_last_move_that_was_not_undone(orders: list[str]) -> None:
+    ids = {"a": 1, "b": 2, "c": 3}
+    moves, undo = list[PastMove](), list[int]()
+    for order in orders:
+        if order == "back":
+            target = earlier_target(moves, kept=ids.values())
+            assert target == (undo[-2] if len(undo) > 1 else None)
+            if target is not None:
+                undo.pop()
+                moves.append(PastMove(BACK, target))
+        elif not undo or undo[-1] != ids[order]:
+            # A move to where it is already is none.
+            undo.append(ids[order])
+            moves.append(PastMove(PROMOTED, ids[order]))
 
 
 @pytest.mark.parametrize(

@@ -376,7 +376,7 @@ def run_machine(machine: type[Shelf], examples: int, steps: int) -> None:
 
 
 def test_a_directory_keeps_what_is_needed_and_loses_the_rest() -> None:
-    run_machine(Shelf, examples=30, steps=25)
+    run_machine(Shelf, examples=25, steps=25)
 
 
 def test_a_bucket_keeps_what_is_needed_and_loses_the_rest(server: S3Server) -> None:
@@ -384,4 +384,4 @@ def test_a_bucket_keeps_what_is_needed_and_loses_the_rest(server: S3Server) -> N
         pass
 
     BucketShelf.server = server
-    run_machine(BucketShelf, examples=5, steps=14)
+    run_machine(BucketShelf, examples=4, steps=14)

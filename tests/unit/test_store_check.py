@@ -3,13 +3,14 @@
 import json
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from olivepress.errors import BadArtifact, TransientError
-from olivepress.store import Manifest, keeper_of
+from olivepress.store import DirectoryStore, Manifest, keeper_of
 from olivepress.store.checking import Checker, Damage, Scan
 from olivepress.store.healing import Healed, Healer, Outcome
 from olivepress.store.keeping import Keeper, Part
@@ -380,6 +381,45 @@ class TestDirectory:
         # then
         assert healed.outcome is Outcome.HEALED and "trash" in (healed.source or "")
         assert home.exists()
+        shop.assert_whole()
+
+    @pytest.mark.parametrize("kind", ["a directory", "a pipe", "a link that leads nowhere", "a link to other content"])
+    def test_what_is_no_file_is_found_and_makes_way_for_one(self, tmp_path: Path, kind: str) -> None:
+        # given
+        shop = Shop(in_directory(tmp_path / "store"), tmp_path)
+        other = in_directory(tmp_path / "other")
+        for number in range(4):
+            other.store.put_directory(tmp_path / f"artifact-{number}")
+        homes = [next((tmp_path / "store").glob(f"*/*/{name}*")) for name in (shop.own(0), shop.artifacts[1].digest)]
+        for home in homes:
+            home.unlink()
+            if kind == "a directory":
+                home.mkdir()
+            elif kind == "a pipe":
+                os.mkfifo(home)
+            else:
+                home.symlink_to("nowhere" if "nowhere" in kind else tmp_path / "artifact-3" / "own")
+        # when
+        found = {finding.part.sha256 for finding in shop.scan().findings}
+        # then a manifest that is not there is missed only by the database
+        assert found == {shop.own(0)} | (set() if "nowhere" in kind else {shop.artifacts[1].digest})
+        Healer(shop.keeper, [keeper_of(other.store)]).heal(shop.scan(), [shop.artifacts[1].digest])
+        shop.assert_whole()
+        assert all(home.is_file() and not home.is_symlink() for home in homes)
+
+    @pytest.mark.parametrize("lost", ["chunks", "manifests", "trash", "tmp", "quarantine", "chunks/*"])
+    def test_whole_directories_that_are_lost_come_back(self, tmp_path: Path, lost: str) -> None:
+        shop = Shop(in_directory(tmp_path / "store"), tmp_path)
+        other = in_directory(tmp_path / "other")
+        for number in range(4):
+            other.store.put_directory(tmp_path / f"artifact-{number}")
+        for directory in (tmp_path / "store").glob(lost):
+            shutil.rmtree(directory)
+        shop.keeper = keeper_of(DirectoryStore(tmp_path / "store"))
+
+        healer = Healer(shop.keeper, [keeper_of(other.store)])
+        healer.heal(shop.scan(), [each.digest for each in shop.artifacts if not shop.store.has(each.digest)])
+
         shop.assert_whole()
 
     def test_no_reader_misses_a_chunk_while_it_is_replaced(self, tmp_path: Path) -> None:

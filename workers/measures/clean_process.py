@@ -48,7 +48,8 @@ def measure(request: Mapping[str, Any], report_progress: ProgressListener) -> di
 
     Returns:
         The report's load_ms, load, rss_after_load_bytes, peak_rss_bytes, peak_rss_tokens, highest_rss_bytes,
-        rss_spread_bytes, first_token_ms, tokens_per_s, warm_up_ms, waited_share, cpu_cores, runs, latency, consistency, cache, prompts, soak and quality; and
+        rss_spread_bytes, first_token_ms, tokens_per_s, warm_up_ms, waited_share, cpu_cores, runs, latency,
+        consistency, cache, prompts, soak and quality; and
         "framed": [{"text", "tokens"}] for `to_frame`.
     """
     artifact, prompts = Path(request["artifact"]), request["prompts"]

@@ -162,6 +162,7 @@ def _taken_over(taken: _Taken, spec: dict[str, Any], context: StepContext) -> di
     family = spec.get("family") or model["type"]
     context.report_progress("checking", COPIED)
     _check_as_package(context, {"foundry": foundry, "context_length": model["context_length"], "family": family})
+    _check_stops(context.output, model)
     notes = _notes(taken)
     for note in notes:
         log.info("note: %s", note)
@@ -235,6 +236,19 @@ def _check_as_package(context: StepContext, spec: dict[str, Any]) -> None:
         raise BadCheckpoint(words) from error
     finally:
         shutil.rmtree(output)
+
+
+def _check_stops(output: Path, model: dict[str, Any]) -> None:
+    """A token that ends answers must be one that text cannot turn into: else they end at any place."""
+    tokenizer = json.loads((output / "tokenizer.json").read_text(encoding="utf-8"))
+    special = {int(token["id"]) for token in tokenizer.get("added_tokens") or ()}
+    stops = model.get("eos_token_id")
+    for token in stops if isinstance(stops, list) else [stops]:
+        if special and token not in special:
+            raise BadCheckpoint(
+                f"{GENAI_CONFIG_FILE} ends answers with token {token}, which the tokenizer has for ordinary text; "
+                f"{WHAT_NOW}"
+            )
 
 
 def _architecture(taken: _Taken) -> str | None:

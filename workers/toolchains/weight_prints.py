@@ -14,7 +14,7 @@ import torch
 
 from workers.measures.weight_print import SIGNS, MatrixPrint, WeightPrint, group_starts, random_signs
 from workers.toolchains.rotary import ropes_of, table_faults
-from workers.toolchains.side_by_side import FP16_SHARE, FP32_SHARE, STEPS, vector_faults, vectors_of
+from workers.toolchains.side_by_side import STEPS, vector_faults, vectors_of
 from workers.toolchains.stored_weights import StoredMatrix, StoredWeights
 
 NUMBERS_AT_ONCE = 2**24
@@ -22,6 +22,8 @@ NUMBERS_AT_ONCE = 2**24
 # Measured over all recipes and architectures: 0.02 at most in 4 bits, 0.0004 in 8 and more.
 LENGTH_SHARE, LENGTH_SHARE_IN_FEW_BITS = 0.02, 0.1
 FEW_BITS = 4
+# What lies in floating point may have gone through bf16: the copy of a merged adapter does, for a quantized recipe.
+FLOAT_SHARE = 4e-3
 
 Rows = Callable[[slice], torch.Tensor]
 
@@ -69,8 +71,7 @@ def _matrix_fault(name: str, source: MatrixPrint, stored: StoredMatrix) -> str |
 def _allowed(stored: StoredMatrix, columns: int, square: float) -> float:
     """The squared distance that rounding explains."""
     if stored.step is None or stored.rounding is None:
-        share = FP16_SHARE if stored.is_half else FP32_SHARE
-        return square * share**2 + stored.rows * columns * 1e-15
+        return square * FLOAT_SHARE**2 + stored.rows * columns * 1e-15
     total = 0.0
     for wanted in _pieces(stored.rows, columns):
         steps = stored.step(wanted)
