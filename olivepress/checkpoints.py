@@ -170,6 +170,7 @@ class Checkpoint:
             largest_tensor_parameters=max((tensor.element_count for tensor in self.model.tensors), default=0),
             tied_embeddings=self.tied_embeddings,
             is_adapter=self.kind is CheckpointKind.ADAPTER,
+            is_quantized=self.model.quantization is not None,
         )
 
     def config_field(self, name: str) -> Any:

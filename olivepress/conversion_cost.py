@@ -1,7 +1,8 @@
 """How much memory and disk a conversion will take, predicted from sizes alone. Pure.
 
 The formulas were fitted on two models (up to 6 % off) and held on a third of 732 million parameters (1.1 % off), with
-onnxruntime-genai 0.18 on Linux x86-64. Those of fp16 add the second copy that its cast makes, and are not measured.
+onnxruntime-genai 0.18 on Linux x86-64. In floating point the comparison with the source takes more than the build: the
+runtime opens either kind in fp32 (measured on 100 million parameters, whole and as an adapter: up to 4 % off).
 """
 
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ from dataclasses import asdict, dataclass
 from olivepress.recipes import KEPT_IN_8_BITS, LAST_MATMUL, MIXED_LAYERS, Algorithm, Precision, Recipe
 
 MIB = 2**20
-FP32_BYTES = 4
+FP32_BYTES, HALF_BYTES = 4, 2
 SCALE_BYTES = 4
 DEFAULT_BLOCK_SIZE = 32
 BASE_MIB = {Precision.FP32: 540, Precision.FP16: 540}
@@ -33,6 +34,8 @@ class Sizes:
     largest_tensor_parameters: int
     tied_embeddings: bool
     is_adapter: bool = False
+    is_quantized: bool = False
+    """Whether the checkpoint, or an adapter's base, is in GPTQ or AWQ: it is widened before anything is built."""
 
 
 @dataclass(frozen=True)
@@ -53,28 +56,37 @@ def predicted_cost(sizes: Sizes, recipe: Recipe) -> Cost:
     output = _output_bytes(sizes, recipe)
     largest = sizes.largest_tensor_parameters * FP32_BYTES
     weights = sizes.parameters * FP32_BYTES
+    plain = _plain_bytes(sizes, recipe)
     if recipe.built_precision in BASE_MIB:
-        peak = BASE_MIB[recipe.built_precision] * MIB + sizes.source_bytes + FULL_PRECISION_COPIES * largest
-        if recipe.built_precision is Precision.FP16:
-            peak += weights + output
+        peak = BASE_MIB[recipe.built_precision] * MIB + plain + max(FULL_PRECISION_COPIES * largest, weights)
     else:
-        peak = QUANTIZED_BASE_MIB[recipe.algorithm] * MIB + sizes.source_bytes + weights + output
+        peak = QUANTIZED_BASE_MIB[recipe.algorithm] * MIB + plain + weights + output
         peak += LARGEST_COPIES[recipe.algorithm] * largest
     if recipe.olive_passes:
         # A pass reads what the builder wrote, and holds it beside what it makes of it.
         peak += output
-    # The converted model twice (Olive keeps one in its cache), once more for each pass, and before it an adapter merged
-    # into its base.
-    sources = len(recipe.olive_passes.before) + sizes.is_adapter
-    scratch = (2 + len(recipe.olive_passes.after)) * output + sources * sizes.source_bytes
+    # The converted model twice (Olive keeps one in its cache), once more for each pass, and before it what was widened
+    # from a quantized checkpoint and what an adapter was merged to.
+    sources = len(recipe.olive_passes.before) + sizes.is_adapter + sizes.is_quantized
+    scratch = (2 + len(recipe.olive_passes.after)) * output + sources * plain
     return Cost(peak_ram_bytes=round(peak), scratch_bytes=scratch, output_bytes=output)
+
+
+def _plain_bytes(sizes: Sizes, recipe: Recipe) -> int:
+    """The checkpoint that the builder reads: the submitted one, or what was widened or merged from it."""
+    if not (sizes.is_adapter or sizes.is_quantized):
+        return sizes.source_bytes
+    # What stays in floating point is widened and merged in fp32, the rest in the dtype of the base or of the scales.
+    if not recipe.built_precision.is_quantized:
+        return sizes.parameters * FP32_BYTES
+    return max(sizes.source_bytes, sizes.parameters * HALF_BYTES)
 
 
 def _output_bytes(sizes: Sizes, recipe: Recipe) -> int:
     if recipe.built_precision is Precision.FP32:
         return sizes.parameters * FP32_BYTES
     if recipe.built_precision is Precision.FP16:
-        return sizes.parameters * 2
+        return sizes.parameters * HALF_BYTES
     # A tied matrix counts once among the parameters but is written twice where table and head cannot share one form.
     matrices = sizes.parameters - (0 if sizes.tied_embeddings else sizes.embedding_parameters)
     table = 0 if _shares_embeddings(sizes, recipe) else sizes.embedding_parameters * FP32_BYTES

@@ -9,7 +9,7 @@ from olivepress.database.batches import Rung, WantedJob, insert_batch, known_bat
 from olivepress.database.quotas import check_quota, note_predictions
 from olivepress.database.recipes import own_recipes
 from olivepress.database.sessions import Database
-from olivepress.errors import BadManifest
+from olivepress.errors import BadManifest, QuotaExceeded
 from olivepress.jobs import BatchId, JobId
 from olivepress.manifest import HUB_PREFIX, MAX_CHECKPOINTS, CheckpointEntry, Manifest, inline_recipe
 from olivepress.predicted_sizes import predicted_sizes
@@ -53,11 +53,17 @@ def submit(database: Database, manifest: Manifest, roots: list[Path], idempotenc
     for job in wanted:
         _check_job(job, manifest, ladder)
     sizes = predicted_sizes(database, manifest.team, wanted, roots)
-    with database.write() as session:
-        check_quota(session, manifest.team, Wanted(len(wanted), sum(sizes)))
-        if new := insert_batch(session, manifest, wanted, idempotency_key, ladder):
-            note_predictions(session, new[1], sizes)
-            return Submitted(*new)
+    try:
+        with database.write() as session:
+            check_quota(session, manifest.team, Wanted(len(wanted), sum(sizes)))
+            if new := insert_batch(session, manifest, wanted, idempotency_key, ladder):
+                note_predictions(session, new[1], sizes)
+                return Submitted(*new)
+    except QuotaExceeded:
+        # Sent twice at once: the first of the two may have taken what was left.
+        if idempotency_key and (known := _known(database, manifest.team, idempotency_key)):
+            return known
+        raise
     first = _known(database, manifest.team, idempotency_key or "")
     assert first is not None, "only the idempotency key can be taken"
     return first

@@ -187,7 +187,8 @@ class Attempt:
         runtime = self._runtime
 
         def publish_it(session: Session) -> bool:
-            published = publish.publish(session, runtime.store, self._held.job_id, self._done)
+            key_file = runtime.settings.signing_key_file
+            published = publish.publish(session, runtime.store, self._held.job_id, self._done, key_file)
             result = StepResult(
                 {"model": published.model_name, "number": published.number, "is_new": published.is_new},
                 published.artifact_digest,

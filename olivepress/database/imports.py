@@ -7,11 +7,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from olivepress.database.batches import known_batch, store_prompts
+from olivepress.database.quotas import check_quota
 from olivepress.database.sessions import seconds_now
 from olivepress.database.tables import BatchRow, JobRow, Json, StepRow
 from olivepress.database.upsert import upsert
 from olivepress.jobs import BatchId, JobId, JobKind, JobState, StepState, rank
 from olivepress.manifest import DomainPrompt
+from olivepress.quotas import Wanted
 from olivepress.recipes import Recipe
 from olivepress.step_cost import INGEST_BYTES
 from olivepress.steps import ingest_location, plan
@@ -40,6 +42,9 @@ def insert_import(session: Session, wanted: WantedImport, idempotency_key: str |
 
     Returns:
         Their ids, and whether they are new: the same key of the same team gives what it gave first.
+
+    Raises:
+        QuotaExceeded: the team has as much as it may have.
     """
     now = seconds_now(session)
     values = {
@@ -54,6 +59,7 @@ def insert_import(session: Session, wanted: WantedImport, idempotency_key: str |
         known = known_batch(session, wanted.team, idempotency_key or "")
         assert known is not None, "only the idempotency key can be taken"
         return known[0], known[1][0], False
+    check_quota(session, wanted.team, Wanted(1))
     job = _job(session, batch_id, wanted, now)
     session.add(job)
     session.flush()

@@ -16,7 +16,10 @@ from olivepress.client import Client
 from olivepress.errors import ServiceUnavailable
 from olivepress.jobs import FINAL_JOB_STATES, JobState
 from olivepress.manifest import parse_manifest
+from olivepress.pull import pull
 from olivepress.registry import parse_reference
+from olivepress.signing import SigningKey
+from olivepress.verification import directory_content, verify
 from tests.checkpoints import tiny_adapter, tiny_checkpoint
 from tests.stack_cases import RunningStack, running_stack, still_running, wait_until
 
@@ -91,6 +94,16 @@ def test_three_families_and_an_adapter_become_certified_versions(client: Client,
     assert version["report"]["certificate"]["status"] == "passed"
     assert len(version["report"]["prompts"]["items"]) == 1
     assert version["provenance"]["checkpoint"]["kind"] == "adapter"
+
+
+def test_what_the_stack_published_is_signed_with_its_key(stack: RunningStack, client: Client, tmp_path: Path) -> None:
+    pull(client, client.version(parse_reference("adapter-int4")), tmp_path / "out")
+    key = SigningKey.load(stack.data_dir / "signing-key.pem").public
+
+    found = verify(directory_content(tmp_path / "out"), lambda key_id: key)
+
+    assert found.is_verified, found.complaints
+    assert [entry["id"] for entry in client.signing_keys()] == [key.id]
 
 
 def test_the_same_submitted_again_runs_nothing_and_says_what_it_reused(client: Client, models: Path) -> None:

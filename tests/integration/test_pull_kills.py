@@ -12,8 +12,11 @@ import pytest
 from olivepress.client import Client
 from olivepress.database.migrations import upgrade
 from olivepress.database.sessions import Database
+from olivepress.errors import BadArtifact
 from olivepress.pull import pull
 from olivepress.registry import parse_reference
+from olivepress.store import keeper_of
+from olivepress.store.keeping import Part
 from tests.broken_link import broken_link
 from tests.integration.api_cases import KEY, PACKAGE, Api, api_over, publish_job, served
 from tests.integration.database_cases import sqlite_url
@@ -25,22 +28,23 @@ SECOND = FIRST | {"big/tokenizer.json": _chance.randbytes(MIB)}
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """An API with two versions that differ in one file."""
     root = tmp_path_factory.mktemp("api")
     database = Database(sqlite_url(root))
     upgrade(database)
     with api_over(database, root) as api:
         for package in (FIRST, SECOND):
-            _publish(api, package)
-        with served(api.app) as url:
-            yield url
+            (job,) = api.submit("/models/a", recipes=["cpu-int4"])["jobs"]
+            publish_job(api, job, package)
+        yield api
     database.dispose()
 
 
-def _publish(api: Api, package: dict[str, bytes]) -> None:
-    (job,) = api.submit("/models/a", recipes=["cpu-int4"])["jobs"]
-    publish_job(api, job, package)
+@pytest.fixture(scope="module")
+def url(api: Api) -> Iterator[str]:
+    with served(api.app) as url:
+        yield url
 
 
 def holds(directory: Path, package: dict[str, bytes]) -> bool:
@@ -157,3 +161,28 @@ def test_a_newer_version_fetches_only_what_is_new_over_kills_too(url: str, tmp_p
     assert holds(tmp_path / "newer", SECOND) and holds(tmp_path / "older", FIRST)
     assert json.loads((tmp_path / "newer" / "inference_model.json").read_text())["Name"] == "a-int4:2"
     assert link.carried_bytes < MIB + (kills + 1) * 4 * 400_000 + 200_000
+
+
+def test_a_pull_meets_a_chunk_in_quarantine_with_a_clear_error_and_ends_when_it_is_healed(
+    api: Api, url: str, tmp_path: Path
+) -> None:
+    # given a version with a chunk that a repair took out of use
+    keeper, target = keeper_of(api.store), tmp_path / "target"
+    with Client(url, KEY) as client:
+        version = client.version(parse_reference("a-int4:1"))
+        manifest = client.artifact_manifest(version)
+        part = Part(manifest.file("big/tokenizer.json").chunks[-1].sha256)
+        right = keeper.read(part)
+        path = api.store.places.chunk(part.sha256)
+        path.chmod(0o644)
+        path.write_bytes(right[:-1] + bytes([right[-1] ^ 1]))
+        assert keeper.quarantine(part)
+        # when, then
+        with pytest.raises(BadArtifact, match="found damaged and lies in quarantine"):
+            pull(client, version, target, sleep=lambda seconds: None)
+        assert not target.exists()
+        # when, then
+        keeper.put(part, right)
+        pulled = pull(client, version, target)
+    assert holds(target, FIRST)
+    assert pulled.received_bytes < manifest.size_bytes

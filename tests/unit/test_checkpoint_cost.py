@@ -40,7 +40,54 @@ def test_fp32_writes_four_bytes_for_each_parameter() -> None:
     cost = predicted_cost(HALF_BILLION, BUILT_IN["cpu-fp32"])
 
     assert cost.output_bytes == 4 * HALF_BILLION.parameters
-    assert cost.peak_ram_bytes == 540 * MIB + HALF_BILLION.source_bytes + 8 * HALF_BILLION.largest_tensor_parameters
+    assert cost.peak_ram_bytes == 540 * MIB + HALF_BILLION.source_bytes + 4 * HALF_BILLION.parameters
+
+
+# 12 layers of width 768, 32,000 tokens: what single conversions peaked at, in MiB, the toolchain's own 457 included.
+SMALL = Sizes(
+    source_bytes=200_100_000,
+    parameters=100_049_664,
+    embedding_parameters=32_000 * 768,
+    largest_tensor_parameters=32_000 * 768,
+    tied_embeddings=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "is_adapter", "peak_mib"),
+    [
+        ("cpu-fp32", False, 1095),
+        ("cpu-fp16", False, 1157),
+        ("cpu-int8", False, 1360),
+        ("cpu-int4", False, 1335),
+        ("cpu-fp32", True, 1334),
+        ("cpu-fp16", True, 1283),
+    ],
+)
+def test_a_small_model_takes_what_was_measured(recipe: str, is_adapter: bool, peak_mib: int) -> None:
+    cost = predicted_cost(dataclasses.replace(SMALL, is_adapter=is_adapter), BUILT_IN[recipe])
+
+    assert cost.peak_ram_bytes == pytest.approx(peak_mib * MIB, rel=0.05)
+
+
+def test_what_is_merged_for_a_model_in_floating_point_is_merged_in_fp32() -> None:
+    full = predicted_cost(HALF_BILLION, BUILT_IN["cpu-fp32"])
+    adapter = predicted_cost(dataclasses.replace(HALF_BILLION, is_adapter=True), BUILT_IN["cpu-fp32"])
+
+    assert adapter.scratch_bytes == full.scratch_bytes + 4 * HALF_BILLION.parameters
+    assert adapter.peak_ram_bytes == full.peak_ram_bytes + 4 * HALF_BILLION.parameters - HALF_BILLION.source_bytes
+
+
+@pytest.mark.parametrize(("recipe", "bytes_each"), [(INT4, 2), (BUILT_IN["cpu-fp16"], 4)], ids=["int4", "fp16"])
+def test_a_quantized_checkpoint_needs_room_for_what_it_stands_for(recipe: Recipe, bytes_each: int) -> None:
+    # given one in four bits
+    packed = dataclasses.replace(HALF_BILLION, source_bytes=460_000_000, is_quantized=True)
+
+    plain = predicted_cost(dataclasses.replace(packed, is_quantized=False), recipe)
+    widened = predicted_cost(packed, recipe)
+
+    assert widened.scratch_bytes - plain.scratch_bytes == bytes_each * packed.parameters
+    assert widened.peak_ram_bytes - plain.peak_ram_bytes == bytes_each * packed.parameters - packed.source_bytes
 
 
 def test_an_adapter_needs_room_for_the_merged_model_as_well() -> None:
