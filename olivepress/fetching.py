@@ -238,7 +238,8 @@ class Fetch:
         while rest and not self._stop.is_set():
             received_before = self.received_bytes
             try:
-                for content in self._chunks(span.path, offset, rest):
+                # A copy: `rest` grows shorter meanwhile.
+                for content in self._chunks(span.path, offset, tuple(rest)):
                     self._write(rest[0], content)
                     offset += rest.pop(0).size_bytes
                     failures = damaged = 0

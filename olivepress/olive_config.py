@@ -14,7 +14,7 @@ from olivepress.olive_builder_options import read_builder
 from olivepress.olive_catalog import precision_left
 from olivepress.olive_reading import Options, Reading, options_of
 from olivepress.recipe_files import mistakes, parse_recipe
-from olivepress.recipes import ExecutionProvider, Precision, Recipe
+from olivepress.recipes import CALIBRATED_PASSES, ExecutionProvider, Precision, Recipe
 
 Json = Mapping[str, Any]
 
@@ -253,4 +253,6 @@ def _take_passes(read: Reading, before: list[dict[str, Any]], after: list[dict[s
         passes["builder_precision"], read.keys["precision"] = built, left.value
     read.keys["olive_passes"] = passes
     for one in (*before, *after):
-        read.note(f"the pass {one['type']} is run as the file says")
+        is_calibrated = one["type"].lower() in CALIBRATED_PASSES
+        learning = "; it learns from the text that is submitted as calibration" if is_calibrated else ""
+        read.note(f"the pass {one['type']} is run as the file says{learning}")

@@ -108,7 +108,8 @@ def jobs_table(jobs: Iterable[Json]) -> Table:
             state_text(job["state"]),
             step_text(job),
             duration(job["seconds"]),
-            job["version"] or NOTHING,
+            # What it measures again is not its own.
+            job["version"] or (f"({job['subject']})" if job.get("subject") else NOTHING),
         )
     return table
 

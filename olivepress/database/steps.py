@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, aliased
 from olivepress import jobs
 from olivepress.database import conclusions, costs
 from olivepress.database.sessions import DatabaseNow
-from olivepress.database.tables import AttemptRow, JobRow, RememberedRow, StepRow
+from olivepress.database.tables import AttemptRow, JobRow, RememberedRow, StepRow, clean_values
 from olivepress.database.unblocking import (
     HasArtifact,
     Offer,
@@ -148,6 +148,7 @@ def succeed(
     Returns:
         False if the step is no longer this worker's: the result must be discarded.
     """
+    result = _cleaned(result)
     values = _success_values(result, reused_step_id)
     if _count(session.execute(update(StepRow).where(_held(held)).values(**values))) != 1:
         return False
@@ -274,6 +275,10 @@ def _held(held: Claim) -> ColumnElement[bool]:
 def _count(result: Any) -> int:
     assert isinstance(result, CursorResult)
     return result.rowcount
+
+
+def _cleaned(result: StepResult) -> StepResult:
+    return replace(result, result=clean_values(result.result))
 
 
 def _success_values(result: StepResult, reused_step_id: int | None) -> dict[str, Any]:

@@ -41,6 +41,15 @@ def clean(text: str) -> str:
     return _UNSTORABLE.sub("\ufffd", text)
 
 
+def clean_values(value: Any) -> Any:
+    """JSON values with every text in them as `clean` leaves it: models answer anything."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {clean(key): clean_values(item) for key, item in value.items()}
+    return [clean_values(item) for item in value] if isinstance(value, list) else value
+
+
 class CleanText(TypeDecorator[str]):
     """Text without what PostgreSQL cannot hold: a NUL and half of a surrogate pair become U+FFFD.
 

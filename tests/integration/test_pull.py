@@ -1,6 +1,7 @@
 """A pull ends with the version, whole and verified, over any link, after any kill, and moves only what is not there."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from olivepress.fetching import held
 from olivepress.pull import pull
 from olivepress.registry import parse_reference
 from olivepress.store import Manifest
+from olivepress.store.manifest import Chunk
 from tests.broken_link import broken_link
 from tests.integration.api_cases import KEY, PACKAGE, Api, api_over, publish_job, served
 from tests.integration.database_cases import sqlite_url
@@ -115,6 +117,21 @@ class TestPull:
         pulled = pull(client, version(client, 2), tmp_path / "target")
         assert_is(tmp_path / "target", PACKAGE_2, 2)
         assert pulled.received_bytes < pulled.total_bytes - len(WEIGHTS) + 10_000
+
+    def test_of_a_file_of_many_chunks_each_is_moved_once(self, client: Client, tmp_path: Path) -> None:
+        wanted = version(client, 1)
+        whole = client.artifact_manifest(wanted)
+        pieces = [WEIGHTS[start : start + 100_000] for start in range(0, len(WEIGHTS), 100_000)]
+        chunks = tuple(Chunk(hashlib.sha256(piece).hexdigest(), len(piece)) for piece in pieces)
+        files = (
+            dataclasses.replace(file, chunks=chunks) if file.path == "model.onnx.data" else file for file in whole.files
+        )
+        manifest = dataclasses.replace(whole, files=tuple(files))
+
+        pulled = pull(_WithManifest(client, manifest), wanted, tmp_path / "target")
+
+        assert_is(tmp_path / "target", PACKAGE_1, 1)
+        assert pulled.received_bytes == pulled.total_bytes
 
     def test_progress_counts_up_to_all_bytes(self, client: Client, tmp_path: Path) -> None:
         seen: list[tuple[int, int]] = []

@@ -95,11 +95,10 @@ print(kills)
 """
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_kills_and_drops_at_random_cost_only_what_was_on_the_line(url: str, tmp_path: Path, seed: int) -> None:
+def test_kills_and_drops_at_random_cost_only_what_was_on_the_line(url: str, tmp_path: Path, seed: int = 1) -> None:
     target = tmp_path / "target"
     with broken_link(url, range(100_000, 3 * MIB), seed=seed, delay_s=0.004) as link:
-        command = [sys.executable, "-c", PULLER, link.url, KEY, "a-int4:1", str(target), str(seed), "20", "0.4"]
+        command = [sys.executable, "-c", PULLER, link.url, KEY, "a-int4:1", str(target), str(seed), "12", "0.4"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
 
         assert done.returncode == 0, done.stderr
@@ -111,7 +110,7 @@ def test_kills_and_drops_at_random_cost_only_what_was_on_the_line(url: str, tmp_
     assert link.carried_bytes < sum(map(len, FIRST.values())) + (kills + link.drops) * 4 * 400_000
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_an_unfinished_pull_that_was_damaged_on_the_disk_fetches_just_the_damaged_chunks(
     url: str, tmp_path: Path, seed: int
 ) -> None:

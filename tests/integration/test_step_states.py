@@ -338,3 +338,13 @@ def test_a_choice_between_two_chat_templates_reaches_ingest_and_is_not_shared_wi
         told = [spec_of(StepKind.INGEST, job_facts(session, job), {}) for job in (with_choice, without)]
     assert [spec.get("chat_template") for spec in told] == ["tokenizer_config.json", None]
     assert step_of(database, with_choice, StepKind.INGEST).key != step_of(database, without, StepKind.INGEST).key
+
+
+def test_a_text_that_no_database_or_answer_can_hold_is_made_one_that_can(database: Database) -> None:
+    (job,) = submit_paths(database, "/models/a")
+    run_until(database, job, StepKind.REFERENCE)
+    odd = {"verdict": "passed", "report": {"gates": [], "answers": [{"half \ud83d": "nul \x00, half \ud83d"}]}}
+    succeed(database, claimed(database, job, StepKind.VALIDATE), StepResult(odd))
+    result = step_of(database, job, StepKind.VALIDATE).result
+    assert result is not None
+    assert result["report"]["answers"] == [{"half \ufffd": "nul \ufffd, half \ufffd"}]
