@@ -23,7 +23,7 @@ from olivepress.store import open_store
 from scheduler.dispatch import dispatch
 from scheduler.leader import Leadership
 from scheduler.queues import sweep_queues
-from scheduler.recertify import recertify
+from scheduler.recertify import Recertifier
 from scheduler.rescue import rescue_expired
 from scheduler.retention import Retention
 from scheduler.stranded import look_after
@@ -87,13 +87,14 @@ class Scheduler:
 
     def _make_duties(self, settings: Settings) -> list[Duty]:
         database, store, fairness = self._database, open_store(settings), Fairness(settings.weights)
+        recertifier = Recertifier(database, store.has)
         return [
             Duty("rescue", 5.0, lambda: rescue_expired(database)),
             Duty("stranded", 5.0, lambda: look_after(database, store.has, settings.unplaceable_after_s)),
             Duty("dispatch", 0.0, lambda: dispatch(database, self._app, fairness, settings.signal_again_after_s)),
             Duty("queues", 60.0, lambda: sweep_queues(database, self._redis)),
             Duty("retention", 1.0, self._retention.run_when_due),
-            *([Duty("recertify", 30.0, lambda: recertify(database, store.has))] if settings.recertify == "on" else []),
+            *([Duty("recertify", 30.0, recertifier.run)] if settings.recertify == "on" else []),
         ]
 
     def _tick(self) -> None:

@@ -189,10 +189,13 @@ class Attempt:
         def publish_it(session: Session) -> bool:
             key_file = runtime.settings.signing_key_file
             published = publish.publish(session, runtime.store, self._held.job_id, self._done, key_file)
-            result = StepResult(
-                {"model": published.model_name, "number": published.number, "is_new": published.is_new},
-                published.artifact_digest,
-            )
+            said = {
+                "model": published.model_name,
+                "number": published.number,
+                "is_new": published.is_new,
+                "notes": [f"the alias was left where it is: {reason}" for reason in published.objections],
+            }
+            result = StepResult(said, published.artifact_digest)
             if not steps.succeed(session, self._held, result, runtime.offer, runtime.store.has):
                 # Roll back: the version and the number are not ours to give.
                 raise LeaseLost("the lease ran out before the publication was written")

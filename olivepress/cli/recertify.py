@@ -14,7 +14,7 @@ SAID = {
     "running": "is certified again now",
     "done": "was certified again",
     "current": "has a certificate of this runtime",
-    "unknown": "workers do not agree on the runtime, or none lives",
+    "unknown": "no worker lives, or they differ",
 }
 
 

@@ -18,7 +18,7 @@ def store_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """Gives what to call with the bytes done and the bytes in all."""
     shown = console(stderr=True)
     if not shown.is_terminal:
-        yield _Lines(what).show
+        yield Lines(what).show
         return
     columns = (
         *(TextColumn("{task.description}"), BarColumn(), DownloadColumn()),
@@ -29,7 +29,7 @@ def store_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done_bytes, total_bytes: progress.update(task, completed=done_bytes, total=total_bytes)
 
 
-class _Lines:
+class Lines:
     """Says now and then how far it is, and how long the rest takes at the present pace."""
 
     def __init__(self, what: str, clock: Callable[[], float] = time.monotonic) -> None:

@@ -107,7 +107,8 @@ class Checker:
             found += self._contents(scan, position, before)
         scan.findings += self._looked_at_again(found, sizes)
         self._find_uses(scan)
-        self.keeper.write_note(None)
+        if not self.is_fast:
+            self.keeper.write_note(None)
         return scan
 
     def _manifests(self, scan: Scan) -> dict[str, int]:

@@ -228,6 +228,16 @@ class TestImports:
         validate = step_of(at_stack.database, job_id, StepKind.VALIDATE)
         assert validate.memory_bytes > 640 * 2**20
 
+    def test_a_cache_entry_is_called_as_it_calls_itself(
+        self, at_stack: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        entry = tmp_path / "Publisher" / "v1"
+        entry.mkdir(parents=True)
+        (entry / "genai_config.json").write_text("{}")
+        (entry / "inference_model.json").write_text('{"Name": "Phi-4-Mini:3"}')
+        assert run(["import", str(tmp_path / "Publisher"), "--json"]) == 0
+        assert job_of(at_stack.database, shown(capsys)["jobs"][0]).model_name == "phi-4-mini"
+
     def test_one_that_is_not_validated_is_flagged_and_no_alias_moves_to_it(
         self, at_stack: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

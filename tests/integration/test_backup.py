@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import JSON, Text, cast, event, func, select, text, update
 
-from olivepress.database import migrations, steps, workers
+from olivepress.database import migrations, signing_keys, steps, workers
 from olivepress.database import recipes as own_recipes
 from olivepress.database.backup import CONTENTS, Backup, write_backup
 from olivepress.database.migrations import current_revision
+from olivepress.database.quotas import set_quota
 from olivepress.database.restore import restore, restore_secrets
 from olivepress.database.sessions import Database
 from olivepress.database.steps import Ending
@@ -22,7 +24,9 @@ from olivepress.database.tables import AttemptRow, JobRow, LearnedCostRow, Lease
 from olivepress.database.versions import Publication, publish_version
 from olivepress.errors import PermanentError
 from olivepress.jobs import AttemptOutcome, StepKind, StepState
+from olivepress.quotas import Quota
 from olivepress.recipes import BUILT_IN
+from olivepress.signing import SigningKey
 from tests.integration.database_cases import (
     OTHER,
     POSTGRESQL,
@@ -99,6 +103,8 @@ def fill(database: Database) -> None:
             )
         )
         own_recipes.add(session, "default", replace(BUILT_IN["cpu-int4"], name="ours", summary=ODD_TEXT))
+        set_quota(session, "default", Quota(max_bytes=2**50, max_versions=100))
+        signing_keys.note(session, SigningKey(Ed25519PrivateKey.generate()).public)
     claimed(database, running, StepKind.INGEST)
 
 

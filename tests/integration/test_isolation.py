@@ -88,7 +88,10 @@ def run_worker(root: Path, batches: Sequence[dict[str, Any]], **orders: Any) -> 
     }
     command = [sys.executable, "-c", PROGRAM, str(root / "orders.json")]
     with (root / "console").open("wb") as console:
-        watched = run_watched(command, env=environment, cwd=root / "work", output=console, timeout_s=WITHIN_S)
+        try:
+            watched = run_watched(command, env=environment, cwd=root / "work", output=console, timeout_s=WITHIN_S)
+        except OSError as error:
+            pytest.skip(f"nobody can watch system calls here: {error}")
     assert watched.exit_code == 0, (root / "console").read_text()[-4000:]
     return Run(root, watched, **json.loads((root / "data" / "outcome.json").read_text()))
 
@@ -175,7 +178,13 @@ def test_nothing_is_left_in_the_homes_and_temporary_directories(run: Run) -> Non
 @pytest.mark.toolchain
 @pytest.mark.parametrize(
     ("job_id", "phases"),
-    [(FULL_INT4, ["build", "check"]), (FULL_FP16, ["build", "check"]), (ADAPTER_INT4, ["merge", "build", "check"])],
+    [
+        (FULL_INT4, ["build", "check"]),
+        (FULL_FP16, ["build", "check"]),
+        # It begins with a model in fp32.
+        (FULL_QUANTIZED, ["build", "check"]),
+        (ADAPTER_INT4, ["merge", "build", "check"]),
+    ],
 )
 def test_progress_from_inside_a_conversion_reaches_the_row(run: Run, job_id: int, phases: list[str]) -> None:
     step_id = run.of(job_id, StepKind.CONVERT)[-1]["id"]

@@ -19,7 +19,7 @@ from olivepress.recertification import AT_ONCE, Due, look, start_due
 from olivepress.registry import Order, parse_reference
 from olivepress.settings import Settings
 from scheduler.app import Scheduler
-from scheduler.recertify import recertify
+from scheduler.recertify import Recertifier
 from tests.integration.database_cases import claimed, job_of, on_both_databases, succeed
 from tests.integration.registry_cases import FORCE
 from tests.integration.remeasuring_cases import (
@@ -35,6 +35,11 @@ from tests.integration.remeasuring_cases import (
 pytestmark = on_both_databases
 
 
+def recertify(database: Database) -> int:
+    """One look of a scheduler that has just started; how many jobs it started."""
+    return Recertifier(database, everything).run()
+
+
 def due(database: Database) -> dict[str, Due]:
     return {one.candidate.version: one.due for one in look(database)[1]}
 
@@ -47,7 +52,7 @@ def jobs_of(database: Database) -> list[int]:
 
 def started(database: Database) -> int:
     """The one job that the scheduler's duty starts."""
-    assert recertify(database, everything) == 1
+    assert recertify(database) == 1
     return jobs_of(database)[-1]
 
 
@@ -67,7 +72,7 @@ def version(database: Database) -> str:
 
 def test_with_the_runtime_of_the_certificate_nothing_is_started(database: Database, version: str) -> None:
     assert due(database) == {version: Due.CURRENT}
-    assert recertify(database, everything) == 0
+    assert recertify(database) == 0
 
 
 def test_another_runtime_starts_one_job_of_low_priority_and_no_second_one(database: Database, version: str) -> None:
@@ -76,7 +81,7 @@ def test_another_runtime_starts_one_job_of_low_priority_and_no_second_one(databa
     assert (job.kind, job.priority, job.particulars) == (JobKind.RECERTIFY, 0, {"runtime": "2.3.0"})
     assert due(database) == {version: Due.RUNNING}
     # As a scheduler that takes over, or starts again, would.
-    assert recertify(database, everything) == 0
+    assert recertify(database) == 0
     assert len(jobs_of(database)) == 1
 
 
@@ -98,7 +103,7 @@ def test_while_workers_have_different_runtimes_or_none_lives_nothing_is_started(
     end_worker(database, "worker-1")
     end_worker(database, "worker-2")
     assert due(database) == {version: Due.UNKNOWN}
-    assert recertify(database, everything) == 0
+    assert recertify(database) == 0
 
 
 def test_a_version_that_fails_is_flagged_with_the_gates_and_keeps_its_alias(database: Database, version: str) -> None:
@@ -127,7 +132,7 @@ def test_a_version_that_passes_with_the_next_runtime_loses_the_flag(database: Da
         ("2.3.0", "failed"),
         ("2.3.1", "passed"),
     ]
-    assert recertify(database, everything) == 0
+    assert recertify(database) == 0
 
 
 def test_a_runtime_that_comes_back_counts_as_another_one(database: Database, version: str) -> None:
@@ -169,7 +174,7 @@ def test_what_ends_without_telling_of_the_model_flags_nothing_and_is_not_tried_f
     assert job_of(database, job_id).state in (JobState.CANCELLED, JobState.FAILED)
     assert looked_at(database, version)["flags"] == {}
     assert due(database) == {version: Due.DONE}
-    assert recertify(database, everything) == 0
+    assert recertify(database) == 0
 
 
 @pytest.mark.parametrize("setting", ["on", "off"])
@@ -197,10 +202,10 @@ def test_only_a_few_run_at_once_unless_all_are_asked_for(database: Database, ver
     for number in range(AT_ONCE + 1):
         published(database, f"/c/tune-{number}")
     upgraded(database)
-    assert recertify(database, everything) == AT_ONCE
-    assert recertify(database, everything) == 0
+    assert recertify(database) == AT_ONCE
+    assert recertify(database) == 0
     succeed(database, claimed(database, jobs_of(database)[0], StepKind.VALIDATE), validated("2.3.0"))
-    assert recertify(database, everything) == 1
+    assert recertify(database) == 1
     assert len(start_due(database, everything, most=None).jobs) == 1
 
 

@@ -11,6 +11,7 @@ import pytest
 from olivepress.cli import run
 from olivepress.database import recipes as kept
 from olivepress.database.sessions import Database
+from olivepress.database.unblocking import job_facts
 from olivepress.errors import BadManifest, BadRecipe, NotFound, UnknownRecipe
 from olivepress.jobs import StepKind
 from olivepress.recipe_files import parse_recipe
@@ -270,6 +271,28 @@ class TestCommands:
 
         assert run(["submit", "/models/a", "--olive-config", str(file)]) == 2
         assert told in capsys.readouterr().err
+
+    def test_a_workflow_that_learns_from_text_needs_it_and_its_content_travels_to_the_job(
+        self, stack: Api, database: Database, tmp_path: Path, capsys: Any
+    ) -> None:
+        passes = {"learn": {"type": "Gptq"}, "build": {"type": "ModelBuilder", "precision": "int4"}}
+        file, text = tmp_path / "gptq.json", tmp_path / "legal.txt"
+        file.write_text(json.dumps({"input_model": {"type": "HfModel"}, "passes": passes}))
+        text.write_text("The court may wait.\n")
+
+        assert run(["submit", "/models/a", "--olive-config", str(file)]) == 2
+        assert "--calibration FILE" in capsys.readouterr().err
+
+        options = ["--olive-config", str(file), "--calibration", str(text), "--json"]
+        assert run(["submit", "/models/a", *options]) == 0
+        printed = capsys.readouterr()
+        assert "it learns from the text that is submitted as calibration" in printed.err
+        (job,) = json.loads(printed.out)["jobs"]
+        with database.read() as session:
+            facts = job_facts(session, job)
+        assert facts.calibration == [{"text": "The court may wait."}]
+        kinds = [step["kind"] for step in stack.get(f"/v1/jobs/{job}")["steps"]]
+        assert kinds[:3] == ["ingest", "quantize", "convert"]
 
     def test_without_a_directory_the_path_in_the_workflow_is_suggested(self, tmp_path: Path, capsys: Any) -> None:
         file = tmp_path / "finetuned.json"

@@ -232,6 +232,11 @@ class TestResuming:
         assert shop.keeper.read_note() is None
         assert shop.scan().resumed_bytes == 0
 
+    def test_a_fast_check_in_between_leaves_the_position(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stopped(shop, monkeypatch, after=4)
+        assert shop.scan(is_fast=True).resumed_bytes == 0
+        assert shop.scan().resumed_bytes > 0
+
     def test_a_finding_that_was_mended_in_between_is_none(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
         first = min(shop.opened.chunks())
         right = shop.keeper.read(Part(first))

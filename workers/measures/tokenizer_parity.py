@@ -23,8 +23,10 @@ from olivepress.chat_template import DAY, ChatTemplate, Message
 from olivepress.errors import BadCheckpoint
 from olivepress.foundry import INFERENCE_MODEL_FILE
 from olivepress.prompt_template import CONTENT, OTHER_DAY, derive_prompt_template
-from workers.measures.reference_file import Answer
+from workers.measures.held_out import held_out_text
+from workers.measures.reference_file import Answer, Reference
 from workers.measures.tokenizer_agreement import Framed, difference
+from workers.toolchains.tokenizer_file import tokenizer_print
 
 ENGINE_SHARE = 0.2
 TOKENS_COMPARED = 2000
@@ -37,24 +39,25 @@ def compare_three_ways(
     tokenizer: Tokenizer,
     conversations: Sequence[Sequence[Message]],
     framed: Sequence[Framed],
-    answers: Sequence[Answer] | None,
+    reference: Reference | None,
 ) -> dict[str, Any]:
     """Hold the ways of framing these conversations against each other.
 
     Args:
         framed: by the engine, one each.
-        answers: of the reference, or None; those of the same messages are compared.
+        reference: whose tokenizer, and whose answers to the same messages, are compared; or None.
 
     Returns:
         {"status": "passed" | "failed", "compared", "source", "engine", "prompt_template": {"equal": conversations,
         "of": conversations, "first_difference": str | None} each, "problem": str | None, "notes": [str]}
     """
     own = [_own(template, tokenizer, messages) for messages in conversations]
-    source = _against_source(own, conversations, tokenizer, answers)
+    source = _against_source(own, conversations, tokenizer, reference.answers if reference else None)
     engine, engine_problem = _against_engine(own, template, tokenizer, conversations, framed)
     pieces, note = _pieces(artifact, template)
     prompt_template = _against_pieces(own, conversations, pieces)
     problems = [
+        _other_tokenizer(tokenizer, reference),
         _problem("tokenizer or template are not the source's", source),
         engine_problem,
         _problem(f"{INFERENCE_MODEL_FILE} frames conversations otherwise than the chat template", prompt_template),
@@ -92,6 +95,16 @@ def _result(differences: Sequence[str | None]) -> dict[str, Any]:
 
 def _problem(words: str, result: Mapping[str, Any] | None) -> str | None:
     return f"{words}: {result['first_difference']}" if result and result["first_difference"] else None
+
+
+def _other_tokenizer(tokenizer: Tokenizer, reference: Reference | None) -> str | None:
+    """How the tokenizer as a whole differs from the source's: few conversations have all of its words."""
+    wanted = reference.facts.get("tokenizer") if reference else None
+    if not wanted:
+        return None
+    own = tokenizer_print(tokenizer, held_out_text())
+    other = [name for name, digest in wanted.items() if own.get(name) != digest]
+    return f"the tokenizer is not the source's: another {', '.join(other)}" if other else None
 
 
 def _against_source(

@@ -140,10 +140,8 @@ def _ask(source: SourceModel, asked: Sequence[_Conversation], penalty: float, re
             return
         new_tokens = max(each.new_tokens for each in batch)
         said = source.answers(prompts, min(new_tokens, room), penalty, left_s)
-        if said is None:
-            return
         for each, tokens in zip(batch, said, strict=True):
-            each.said = tokens[: each.new_tokens]
+            each.said = None if tokens is None else tokens[: each.new_tokens]
 
 
 def _sections(source: SourceModel, asked: Sequence[_Conversation]) -> tuple[Section, ...]:

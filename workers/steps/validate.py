@@ -148,10 +148,9 @@ def _framing(
         tokenizer = read_tokenizer(artifact)
     except OlivepressError as error:
         raise BadArtifact(str(error)) from error
-    answers = reference.answers if reference else None
     return {
         "tokenizer": compare(template, tokenizer, conversations, framed),
-        "tokenizer_parity": compare_three_ways(artifact, template, tokenizer, conversations, framed, answers),
+        "tokenizer_parity": compare_three_ways(artifact, template, tokenizer, conversations, framed, reference),
     }
 
 

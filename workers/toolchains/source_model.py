@@ -13,16 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from olivepress.chat_template import DAY
 from olivepress.errors import BadCheckpoint
+from workers.measures.held_out import held_out_text
 from workers.measures.reference_file import Section, Yardstick, condensed
 from workers.measures.token_comparison import Logits, kl_divergences
 from workers.measures.weight_print import WeightPrint
 from workers.toolchains.library_edge import library_edge
 from workers.toolchains.rounding import ROWS_AT_ONCE, Rounding, rounded
 from workers.toolchains.stop_tokens import turn_end_id
+from workers.toolchains.tokenizer_file import tokenizer_print
 from workers.toolchains.weight_prints import print_of
 
 ACTIVATION_BITS = 8
@@ -71,6 +74,7 @@ class SourceModel:
             "context_length": self.context_length,
             "stop_ids": self._stops,
             "tokenizer_stop_id": self._tokenizer.eos_token_id,
+            "tokenizer": self._tokenizer_print(),
             "attention_scales": sorted(
                 {
                     round(float(module.scaling), 6)
@@ -88,6 +92,11 @@ class SourceModel:
                 parameter.dim() > 1 and not parameter.detach().any() for parameter in self._model.parameters()
             ),
         }
+
+    def _tokenizer_print(self) -> dict[str, str] | None:
+        """None for a tokenizer that is not one of the tokenizers library."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        return tokenizer_print(backend, held_out_text()) if isinstance(backend, Tokenizer) else None
 
     def weight_print(self) -> WeightPrint:
         """The print of its weights."""
@@ -114,8 +123,10 @@ class SourceModel:
 
     def answers(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, penalty: float, within_s: float
-    ) -> list[list[int]] | None:
-        """The greedy answers' tokens, with the penalty that the published model is served with; None: no time.
+    ) -> list[list[int] | None]:
+        """The greedy answers' tokens, with the penalty that the published model is served with.
+
+        None for one that had not come to its end when the time was over.
 
         All prompts go through the model together: the weights are read once for each token of all of them.
         """
@@ -138,9 +149,8 @@ class SourceModel:
                 generation_config=settings,
                 logits_processor=LogitsProcessorList([_Penalty(penalty, mask)]),
             )
-        if time.monotonic() - started >= within_s:
-            return None
-        return [_until_stop(row.tolist(), stops) for row in said[:, longest:]]
+        is_over = time.monotonic() - started >= within_s
+        return [_until_stop(row.tolist(), stops, must_stop=is_over) for row in said[:, longest:]]
 
     def logits(self, tokens: Sequence[int], last: int | None = None) -> Logits:
         """Logits, positions x vocabulary, of these tokens or the last so many of them."""
@@ -233,9 +243,11 @@ class _Penalty(LogitsProcessor):
         return scores
 
 
-def _until_stop(tokens: list[int], stops: Sequence[int]) -> list[int]:
+def _until_stop(tokens: list[int], stops: Sequence[int], *, must_stop: bool) -> list[int] | None:
     """An answer up to the token that ended it; behind that, one of several is filled up."""
-    end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens) - 1)
+    end = next((place for place, token in enumerate(tokens) if token in stops), None)
+    if end is None:
+        return None if must_stop else tokens
     return tokens[: end + 1]
 
 
