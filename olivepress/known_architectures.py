@@ -39,11 +39,15 @@ MENDED = {
     "Gemma2ForCausalLM": "norms kept in fp32, exact scale of embeddings",
     "Gemma3ForCausalLM": "both rotary embeddings, norms kept in fp32, exact scale of embeddings",
     "GemmaForCausalLM": "norms kept in fp32, exact scale of embeddings",
-    "LlamaForCausalLM": "linear and YaRN scaling of rotary embeddings",
-    "MistralForCausalLM": "sliding windows",
+    "GraniteForCausalLM": "every scaling of rotary embeddings, multipliers that are whole numbers",
+    "HunYuanDenseV1ForCausalLM": "every scaling of rotary embeddings but its own",
+    "LlamaForCausalLM": "every scaling of rotary embeddings, heads of any size",
+    "MistralForCausalLM": "sliding windows, every scaling of rotary embeddings, heads of any size",
     "NemotronForCausalLM": "epsilon of norms, norms kept in fp32",
     "Phi3ForCausalLM": "sliding windows, two context lengths, LongRoPE",
-    "PhiForCausalLM": "epsilon of norms",
+    "PhiForCausalLM": "epsilon of norms, rotary embeddings of any part of a head",
+    "Qwen2ForCausalLM": "every scaling of rotary embeddings, heads of any size",
+    "Qwen3ForCausalLM": "every scaling of rotary embeddings, heads of any size",
     "SmolLM3ForCausalLM": "layers without rotary embeddings",
 }
 """What the workers put right in the builder for an architecture."""

@@ -30,6 +30,8 @@ class Due(StrEnum):
     """It was, for this runtime."""
     CURRENT = "current"
     """Its certificate is of this runtime."""
+    UNCERTIFIED = "uncertified"
+    """It was published without a certificate, so none is out of date."""
     UNKNOWN = "unknown"
     """No worker lives, or they have different runtimes: nobody can say what the runtime is."""
 
@@ -56,6 +58,8 @@ def _due(runtime: str | None, candidate: Candidate) -> Due:
     if last is not None:
         # Also where it ended without a verdict: what broke once is a person's to look at, not to be tried for ever.
         return Due.DONE if last.runtime == runtime else Due.DUE
+    if candidate.certified_with is None:
+        return Due.UNCERTIFIED
     return Due.CURRENT if candidate.certified_with == runtime else Due.DUE
 
 

@@ -14,6 +14,7 @@ SAID = {
     "running": "is certified again now",
     "done": "was certified again",
     "current": "has a certificate of this runtime",
+    "uncertified": "was published without a certificate",
     "unknown": "no worker lives, or they differ",
 }
 

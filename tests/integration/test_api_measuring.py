@@ -24,6 +24,7 @@ from tests.integration.api_cases import (
     served,
     start_worker,
     store_files,
+    validate,
 )
 from tests.integration.database_cases import INGESTED, OFFER, RESULTS, claimed, job_of, step_of, succeed
 from workers.steps import publish as publishing
@@ -50,6 +51,8 @@ def published(api: Api) -> Api:
         toolchain={RUNTIME: "2.3.0"},
     )
     (job_id,) = api.submit("/models/support")["jobs"]
+    certificate = REPORT["certificate"] | {"runtime": {RUNTIME: "2.2.1"}}
+    validate(api, job_id, REPORT | {"certificate": certificate})
     publish_job(api, job_id)
     return api
 

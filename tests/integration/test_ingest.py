@@ -205,7 +205,7 @@ class TestUnusualAndSound:
 
         edit_weights(adapter, zero, "adapter_model")
 
-        with pytest.raises(BadCheckpoint, match="changes nothing: .* save it after the training"):
+        with pytest.raises(BadCheckpoint, match=r"changes nothing: .* save it after the training"):
             run(adapter, sound / "qwen2")
 
     def test_a_tokenizer_that_transformers_opens_by_other_rules_is_noted(self, copy_of: Callable[[str], Path]) -> None:

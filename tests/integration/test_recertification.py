@@ -21,7 +21,7 @@ from olivepress.settings import Settings
 from scheduler.app import Scheduler
 from scheduler.recertify import Recertifier
 from tests.integration.database_cases import claimed, job_of, on_both_databases, succeed
-from tests.integration.registry_cases import FORCE
+from tests.integration.registry_cases import FORCE, publish
 from tests.integration.remeasuring_cases import (
     GATE,
     end_worker,
@@ -174,6 +174,13 @@ def test_what_ends_without_telling_of_the_model_flags_nothing_and_is_not_tried_f
     assert job_of(database, job_id).state in (JobState.CANCELLED, JobState.FAILED)
     assert looked_at(database, version)["flags"] == {}
     assert due(database) == {version: Due.DONE}
+    assert recertify(database) == 0
+
+
+def test_a_version_without_a_certificate_has_none_that_could_be_out_of_date(database: Database) -> None:
+    publish(database, report={"gates": None})
+    worker_with(database, "2.3.0")
+    assert due(database) == {"m-int4:1": Due.UNCERTIFIED}
     assert recertify(database) == 0
 
 

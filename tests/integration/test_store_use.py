@@ -26,7 +26,7 @@ def test_an_empty_store_holds_nothing(api: Api) -> None:
 
 
 def test_what_versions_share_is_stored_once(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
-    # given a version, whose package and overlay are two artifacts, and one that nobody published
+    # given a version, whose package, overlay and reference are three artifacts, and one that nobody published
     (job,) = api.submit("/models/a", recipes=["cpu-int4"])["jobs"]
     publish_job(api, job)
     other = api.store.root.parent / "other"
@@ -39,7 +39,7 @@ def test_what_versions_share_is_stored_once(api: Api, capsys: pytest.CaptureFixt
     found = json.loads(capsys.readouterr().out)
     rows = {row["family"]: row for row in found["families"]}
     package_bytes = sum(map(len, PACKAGE.values()))
-    assert rows["qwen2"]["artifacts"] == 2
+    assert rows["qwen2"]["artifacts"] == 3
     assert 2 * package_bytes < rows["qwen2"]["logical_bytes"] < 2 * package_bytes + 10_000
     assert package_bytes < rows["qwen2"]["stored_bytes"] < package_bytes + 10_000
     assert rows["(unpublished)"]["stored_bytes"] == len(PACKAGE["model.onnx.data"])

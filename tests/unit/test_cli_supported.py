@@ -37,14 +37,14 @@ def ask(monkeypatch: pytest.MonkeyPatch, *workers: dict[str, Any], as_json: bool
 def test_it_lists_what_any_living_worker_can_convert(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    workers = worker("Qwen2ForCausalLM"), worker("Phi3ForCausalLM"), worker("LlamaForCausalLM", alive=False)
+    workers = worker("Ernie4_5ForCausalLM"), worker("Phi3ForCausalLM"), worker("LlamaForCausalLM", alive=False)
 
     assert ask(monkeypatch, *workers) == 0
 
     found = json.loads(capsys.readouterr().out)
     assert found["supported"] == [
+        {"architecture": "Ernie4_5ForCausalLM", "mended": None},
         {"architecture": "Phi3ForCausalLM", "mended": MENDED["Phi3ForCausalLM"]},
-        {"architecture": "Qwen2ForCausalLM", "mended": None},
     ]
 
 

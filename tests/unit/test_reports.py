@@ -1,136 +1,21 @@
 """Reports: the document keeps its schema, pages stand alone and say what was measured, comparisons mark the best."""
 
 import copy
-import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 
-from olivepress.cli import run
 from olivepress.reports import wording
 from olivepress.reports.charts import Axis, Dot, Line, dot_chart, line_chart
 from olivepress.reports.compare import compare
 from olivepress.reports.document import document_of, schema
 from olivepress.reports.pages import compare_page, report_page
+from tests.unit.report_cases import document, timed, version
 
 HOSTILE = "</span><script>alert(1)</script><img src=http://example.org/x>"
-
-
-def _timed(median: float) -> dict[str, float]:
-    return {"median": median, "p95": median * 1.2, "spread": median * 0.1}
-
-
-def _part(kl: float) -> dict[str, Any]:
-    return {
-        "positions": 1020,
-        "perplexity": 36.9,
-        "source_perplexity": 36.5,
-        "perplexity_increase": 0.011,
-        "top1_agreement": 0.95,
-        "kl_divergence": kl,
-        "spread": {"kl_divergence": [kl * 0.9, kl * 1.1]},
-    }
-
-
-def version(name: str = "support-en-int4", number: int = 3, **report: Any) -> dict[str, Any]:
-    """What the API answers for a version, its report with some parts set."""
-    check = {"status": "passed", "problem": None, "notes": []}
-    lengths = [(16, 1.0), (128, 6.0), (512, 30.0)]
-    measured: dict[str, Any] = {
-        "schema_version": 2,
-        "hardware": {"cpu": "A processor", "class": "A processor / 2 cores / 24 GiB", "system": "Linux"},
-        "load_average": [0.1, 0.2, 0.3],
-        "size_bytes": 1_500_000,
-        "source_size_bytes": 3_000_000,
-        "size_ratio": 0.5,
-        "load_ms": 20.0,
-        "first_token_ms": _timed(8.4) | {"prompt_tokens": 24},
-        "tokens_per_s": _timed(400.0),
-        "peak_rss_bytes": 90_000_000,
-        "latency": [
-            {
-                "prompt_tokens": tokens,
-                "runs": 5,
-                "first_token_ms": _timed(first),
-                "tokens_per_s": _timed(300.0),
-                "rss_bytes": 80_000_000,
-                "problem": None,
-            }
-            for tokens, first in lengths
-        ],
-        "consistency": check,
-        "cross_check": check,
-        "tokenizer_parity": check,
-        "edge_cases": check | {"cases": [{"name": "no text at all", "outcome": "refused", "detail": "it is empty"}]},
-        "prompts": {
-            "total": 1,
-            "with_expectation": 1,
-            "passed": 1,
-            "items": [
-                {
-                    "name": "capital",
-                    "messages": [{"role": "user", "content": "What is the capital of France?"}],
-                    "answer": "The capital is Lyon.",
-                    "expect": {"contains": "capital"},
-                    "passed": True,
-                    "seconds": 0.12,
-                    "problem": None,
-                    "source_answer": "The capital is Paris.",
-                    "same_as_source": False,
-                }
-            ],
-        },
-        "soak": {
-            "sessions": 30,
-            "every": 1,
-            "rss_bytes": [80_000_000 + 100 * n for n in range(30)],
-            "rss_slope_bytes": 100.0,
-            "rss_slope_interval": [90.0, 110.0],
-            "verdict": "no_leak",
-        },
-        "quality": {
-            "held_out": _part(0.0076),
-            "answers": _part(0.0002),
-            "yardstick": {"name": "int4-32", "kl": 0.0148},
-            "kl_over_rounding": 0.4,
-            "problem": None,
-        },
-        "certificate": {
-            "status": "passed",
-            "name": "c:1",
-            "runtime": {"foundry-local-sdk": "2.2.1"},
-            "network": "none",
-            "exchanges": [{"mode": "web", "question": "Hello?", "answer": "Hi.", "seconds": 0.1}],
-            "problem": None,
-            "notes": [],
-        },
-        "gates": [
-            {"name": "cross_check", "limit": True, "figure": True, "verdict": "passed", "note": "", "unit": ""},
-            {"name": "max_size_ratio", "limit": 0.6, "figure": 0.5, "verdict": "passed", "note": "", "unit": "share"},
-        ],
-    }
-    return {
-        "model": name,
-        "version": f"{name}:{number}",
-        "number": number,
-        "team": "default",
-        "recipe": "cpu-int4",
-        "precision": "int4",
-        "family": "qwen2",
-        "created_at": 1_790_000_000.0,
-        "package_digest": "a" * 64,
-        "artifact_digest": "b" * 64,
-        "provenance": {},
-        "report": measured | report,
-    }
-
-
-def document(*names: Any, **report: Any) -> dict[str, Any]:
-    return document_of(version(*names, **report))
 
 
 class _Page(HTMLParser):
@@ -265,8 +150,8 @@ class TestPage:
 
 class TestComparison:
     def test_the_best_of_each_measure_is_marked(self) -> None:
-        small = document("a", 1, size_bytes=100, tokens_per_s=_timed(100.0))
-        fast = document("b", 1, size_bytes=900, tokens_per_s=_timed(500.0))
+        small = document("a", 1, size_bytes=100, tokens_per_s=timed(100.0))
+        fast = document("b", 1, size_bytes=900, tokens_per_s=timed(500.0))
 
         rows = {row.measure.key: row for row in compare([small, fast]).rows}
 
@@ -275,7 +160,7 @@ class TestComparison:
         assert [figure.is_best for figure in rows["peak_rss_bytes"].figures] == [False, False]
 
     def test_of_speeds_within_each_others_spread_none_is_better(self) -> None:
-        near = [document("a", 1, tokens_per_s=_timed(400.0)), document("b", 1, tokens_per_s=_timed(420.0))]
+        near = [document("a", 1, tokens_per_s=timed(400.0)), document("b", 1, tokens_per_s=timed(420.0))]
 
         (row,) = [row for row in compare(near).rows if row.measure.key == "tokens_per_s"]
 
@@ -284,7 +169,7 @@ class TestComparison:
     def test_speeds_of_different_hardware_are_not_compared(self) -> None:
         other = {"cpu": "B", "class": "B / 8 cores / 64 GiB"}
 
-        compared = compare([document("a", 1), document("b", 1, hardware=other, tokens_per_s=_timed(9000.0))])
+        compared = compare([document("a", 1), document("b", 1, hardware=other, tokens_per_s=timed(9000.0))])
 
         (row,) = [row for row in compared.rows if row.measure.key == "tokens_per_s"]
         assert not any(figure.is_best for figure in row.figures)
@@ -292,7 +177,7 @@ class TestComparison:
 
     def test_a_version_that_another_beats_in_everything_is_not_on_the_front(self) -> None:
         quality = {"held_out": _part(0.2), "problem": None}
-        worse = document("w", 1, size_bytes=2_000_000, tokens_per_s=_timed(10.0), quality=quality)
+        worse = document("w", 1, size_bytes=2_000_000, tokens_per_s=timed(10.0), quality=quality)
         smaller = document("s", 1, size_bytes=700_000, quality=quality)
 
         assert compare([document(), worse, smaller]).front == (True, False, True)
@@ -356,53 +241,3 @@ class TestWording:
         assert "".join(part.text for part in right) == theirs
         assert [part.text for part in left if not part.is_same] == ["left", "."]
         assert [part.text for part in right if not part.is_same] == ["right", "!"]
-
-
-class TestCommands:
-    def written(self, directory: Path, *names: str) -> list[str]:
-        """Reports in files, as --json writes them."""
-        for place, name in enumerate(names):
-            found = document(name, 1, size_bytes=1_000_000 * (place + 1))
-            (directory / f"{name}.json").write_text(json.dumps(found))
-        return [str(directory / f"{name}.json") for name in names]
-
-    def test_a_report_is_shown_with_its_gates(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert run(["report", *self.written(tmp_path, "a")]) == 0
-
-        shown = capsys.readouterr().out
-        assert "a:1" in shown and "max_size_ratio" in shown and "1.00 MB" in shown
-
-    def test_a_report_becomes_a_page_and_a_document(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        page = tmp_path / "report.html"
-
-        assert run(["report", *self.written(tmp_path, "a"), "--json", "--html", str(page)]) == 0
-
-        assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "a.json").read_text())
-        assert "<!doctype html>" in page.read_text()
-
-    def test_the_schema_is_printed_without_a_stack(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert run(["report", "--schema"]) == 0
-
-        assert json.loads(capsys.readouterr().out) == schema()
-
-    def test_versions_are_compared(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        page = tmp_path / "compare.html"
-        files = self.written(tmp_path, "a", "b")
-
-        assert run(["compare", *files]) == 0
-        assert "1.00 MB *" in capsys.readouterr().out
-        assert run(["compare", *files, "--json", "--html", str(page)]) == 0
-        versions = json.loads(capsys.readouterr().out)["versions"]
-        assert ["size_bytes" in one["best"] for one in versions] == [True, False]
-        assert "2 versions compared" in page.read_text()
-
-    @pytest.mark.parametrize("content", ["[]", "{", '{"schema_version": 99, "report": {"gates": []}}', '{"report": 1}'])
-    def test_a_file_that_is_no_report_is_refused(
-        self, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        file = tmp_path / "x.json"
-        file.write_text(content)
-
-        assert run(["report", str(file)]) == 1
-
-        assert "olivepress report NAME --json" in capsys.readouterr().err

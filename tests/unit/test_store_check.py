@@ -173,7 +173,9 @@ class TestFinding:
         assert Checker(shop.keeper, on_progress=collect).run().findings == []
 
     @pytest.mark.parametrize("seed", range(4))
-    def test_random_damage_is_found_to_the_last_part_and_nothing_else_is(self, shop: Shop, seed: int) -> None:
+    def test_random_damage_is_found_to_the_last_part_and_healed_from_a_copy(
+        self, shop: Shop, tmp_path: Path, seed: int
+    ) -> None:
         chosen = random.Random(seed)
         manifests = [Part(manifest.digest, True) for manifest in shop.artifacts]
         parts = manifests + [Part(name) for name in sorted(shop.opened.chunks())]
@@ -198,7 +200,19 @@ class TestFinding:
                 }[way]
                 shop.opened.overwrite(part.sha256, changed)
             expected.add(part)
-        assert {finding.part for finding in shop.scan().findings} == expected
+        scan = shop.scan()
+        assert {finding.part for finding in scan.findings} == expected
+        # and a copy of the store heals all of it
+        other = in_directory(tmp_path / "other")
+        for number in range(4):
+            other.store.put_directory(tmp_path / f"artifact-{number}")
+        absent = [
+            each.digest
+            for each in shop.artifacts
+            if Part(each.digest, True) in hurt and each.digest not in damages(scan)
+        ]
+        Healer(shop.keeper, [keeper_of(other.store)]).heal(scan, absent)
+        shop.assert_whole()
 
 
 class TestResuming:

@@ -17,6 +17,7 @@ from olivepress.store.artifacts import ArtifactStore
 from olivepress.store.bucket import BucketStore
 from olivepress.store.checking import Checker, Damage
 from olivepress.store.healing import Healer
+from olivepress.store.keeping import Part
 from tests.broken_link import broken_link
 from tests.s3_server import S3Server, s3_server
 from tests.unit.store_cases import KINDS, Opened, in_bucket, in_directory
@@ -116,6 +117,58 @@ class TestKills:
         opened.store.sweep_temporary(0)
         if (tmp_path / "store").exists():
             assert list((tmp_path / "store" / "tmp").iterdir()) == []
+
+
+HEALER = """
+import os, random, signal, sys, time
+from olivepress.store import keeper_of
+from olivepress.store.checking import Checker
+from olivepress.store.healing import Healer
+from tests.unit.reopened_stores import reopened
+address, copy, seed, rounds = sys.argv[1:]
+chosen = random.Random(int(seed))
+
+def healer():
+    pid = os.fork()
+    if pid == 0:
+        try:
+            keeper = keeper_of(reopened(address))
+            Healer(keeper, [keeper_of(reopened(copy))]).heal(Checker(keeper).run())
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return pid
+
+for _ in range(int(rounds)):
+    pid = healer()
+    time.sleep(chosen.uniform(0.005, 0.25))  # the moment of the kill is what is random here
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+print(os.waitstatus_to_exitcode(os.waitpid(healer(), 0)[1]))
+"""
+
+
+def test_repairs_that_are_killed_at_random_lose_nothing_and_the_last_one_ends(opened: Opened, tmp_path: Path) -> None:
+    # given a store with damage in many chunks, and a copy of it
+    copy = in_directory(tmp_path / "copy")
+    made = sources(tmp_path, 3, seed=9)
+    manifests = [opened.store.put_directory(source) for source in made]
+    for source in made:
+        copy.store.put_directory(source)
+    hurt = {name: os.urandom(50_000) for name in sorted(opened.chunks())[::2]}
+    for name, content in hurt.items():
+        opened.overwrite(name, content)
+    # when
+    command = [sys.executable, "-c", HEALER, opened.address, copy.address, "1", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    # then
+    assert (done.returncode, done.stdout.strip()) == (0, "0"), done.stderr
+    assert_nothing_is_half_visible(opened.store)
+    for source, manifest in zip(made, manifests, strict=True):
+        assert_whole(opened.store, manifest, source, tmp_path / "target")
+    keeper = keeper_of(opened.store)
+    for name, content in hurt.items():
+        assert content in list(keeper.copies(Part(name))), "what was damaged is still there"
 
 
 FILLER = """
