@@ -9,7 +9,7 @@ def timed(median: float) -> dict[str, float]:
     return {"median": median, "p95": median * 1.2, "spread": median * 0.1}
 
 
-def _part(kl: float) -> dict[str, Any]:
+def part_with(kl: float) -> dict[str, Any]:
     return {
         "positions": 1020,
         "perplexity": 36.9,
@@ -78,8 +78,8 @@ def version(name: str = "support-en-int4", number: int = 3, **report: Any) -> di
             "verdict": "no_leak",
         },
         "quality": {
-            "held_out": _part(0.0076),
-            "answers": _part(0.0002),
+            "held_out": part_with(0.0076),
+            "answers": part_with(0.0002),
             "yardstick": {"name": "int4-32", "kl": 0.0148},
             "kl_over_rounding": 0.4,
             "problem": None,

@@ -13,7 +13,7 @@ from olivepress.reports.charts import Axis, Dot, Line, dot_chart, line_chart
 from olivepress.reports.compare import compare
 from olivepress.reports.document import document_of, schema
 from olivepress.reports.pages import compare_page, report_page
-from tests.unit.report_cases import document, timed, version
+from tests.unit.report_cases import document, part_with, timed, version
 
 HOSTILE = "</span><script>alert(1)</script><img src=http://example.org/x>"
 
@@ -176,14 +176,14 @@ class TestComparison:
         assert "different hardware" in compared.notes[0]
 
     def test_a_version_that_another_beats_in_everything_is_not_on_the_front(self) -> None:
-        quality = {"held_out": _part(0.2), "problem": None}
+        quality = {"held_out": part_with(0.2), "problem": None}
         worse = document("w", 1, size_bytes=2_000_000, tokens_per_s=timed(10.0), quality=quality)
         smaller = document("s", 1, size_bytes=700_000, quality=quality)
 
         assert compare([document(), worse, smaller]).front == (True, False, True)
 
     def test_the_smallest_change_of_perplexity_is_the_best_not_the_lowest(self) -> None:
-        parts = [_part(0.01) | {"perplexity_increase": change} for change in (-0.3, 0.01)]
+        parts = [part_with(0.01) | {"perplexity_increase": change} for change in (-0.3, 0.01)]
         documents = [document(f"m{n}", 1, quality={"held_out": part}) for n, part in enumerate(parts)]
 
         (row,) = [row for row in compare(documents).rows if row.measure.key == "perplexity_increase"]
@@ -191,7 +191,7 @@ class TestComparison:
         assert [figure.is_best for figure in row.figures] == [False, True]
 
     def test_the_page_has_a_plot_of_size_against_quality(self) -> None:
-        quality = {"held_out": _part(0.2), "problem": None}
+        quality = {"held_out": part_with(0.2), "problem": None}
         page = _Page(compare_page([document(), document("other", 1, size_bytes=900_000, quality=quality)]))
 
         assert [attributes["aria-label"] for attributes in page.named("svg")] == ["Size against KL from source"]

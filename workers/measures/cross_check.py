@@ -50,7 +50,7 @@ def cross_check(artifact: Path, reference: Reference | None, *, may_move_weights
         lambda: _weights_of_source(artifact, reference, may_move_weights, notes),
         lambda: _stop_tokens(artifact, source),
         lambda: _against_source(artifact, source),
-        lambda: _search(artifact, source),
+        lambda: _search(artifact, source, notes),
         lambda: _discovery(artifact),
         lambda: _checksums(artifact),
     ]
@@ -206,18 +206,18 @@ def _against_source(artifact: Path, source: Facts | None) -> Iterator[str]:
         )
 
 
-def _search(artifact: Path, source: Facts | None) -> Iterator[str]:
+def _search(artifact: Path, source: Facts | None, notes: list[str]) -> Iterator[str]:
     """Settings of generation that make an answer another one, or none."""
     search = json.loads((artifact / GENAI_CONFIG_FILE).read_text(encoding="utf-8")).get("search") or {}
     for name, (low, high) in SENSIBLE.items():
         value = search.get(name)
         if value is not None and not (isinstance(value, int | float) and low <= value <= high):
             yield f"{GENAI_CONFIG_FILE} has the {name} {value}, which must be between {low:g} and {high:g}"
-    if source is None:
-        return
-    penalty, asked = search.get("repetition_penalty", 1.0), source["repetition_penalty"]
-    if isinstance(penalty, int | float) and abs(penalty - asked) > SAME_PENALTY:
-        yield f"{GENAI_CONFIG_FILE} has the repetition_penalty {penalty:g} and the recipe {asked:g}"
+    if source is not None:
+        penalty, asked = search.get("repetition_penalty", 1.0), source["repetition_penalty"]
+        if isinstance(penalty, int | float) and abs(penalty - asked) > SAME_PENALTY:
+            # The rungs of a ladder share a source and may differ in this.
+            notes.append(f"the source answered with the repetition_penalty {asked:g}, the model does with {penalty:g}")
 
 
 def _discovery(artifact: Path) -> Iterator[str]:
