@@ -1,6 +1,7 @@
 """The quantize step: passes of Olive over a conversion that recipes share, and calibrated ones over the checkpoint."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -307,14 +308,15 @@ class TestTokens:
         assert len(expected) - len(flat) < calibration.WINDOW
 
     def test_of_much_text_an_even_part_is_taken(self, source: Path) -> None:
-        many = [{"text": f"{number} {CORPUS[number % len(CORPUS)]}"} for number in range(4000)]
+        many = [{"text": f"{number} {CORPUS[number % len(CORPUS)]}"} for number in range(1500)]
 
         windows = calibration.tokenized(many, source)
 
         assert sum(map(len, windows)) <= calibration.MOST_TOKENS
         tokenizer = AutoTokenizer.from_pretrained(source)
         texts = [tokenizer.decode(window) for window in (windows[0], windows[-1])]
-        assert texts[0].startswith("0 ") and "39" in texts[1]
+        assert texts[0].startswith("0 ")
+        assert max(int(number) for number in re.findall(r"\b\d{4}\b", texts[1])) > 1380
         assert np.mean([len(window) for window in windows]) == calibration.WINDOW
 
 
