@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import JSON, ColumnElement, Integer, String, cast, func, literal, type_coerce
 from sqlalchemy.orm import Session
 
-from olivepress.database.tables import clean
+from olivepress.database.table import clean
 
 Value = str | int | None
 

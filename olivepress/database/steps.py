@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session, aliased
 from olivepress import jobs
 from olivepress.database import conclusions, costs
 from olivepress.database.sessions import DatabaseNow
-from olivepress.database.tables import AttemptRow, JobRow, RememberedRow, StepRow, clean_values
+from olivepress.database.table import clean_values
+from olivepress.database.tables import AttemptRow, JobRow, RememberedRow, StepRow
 from olivepress.database.unblocking import (
     HasArtifact,
     Offer,

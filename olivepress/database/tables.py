@@ -5,26 +5,20 @@ models 1─n versions, models 1─n aliases n─1 versions, models 1─n alias_m
 prompt_sets, calibrations, workers, leases, learned_costs, recipes, signing_keys, quotas stand alone
 """
 
-import re
-from typing import Any, ClassVar
+from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
-    Dialect,
     ForeignKey,
     Index,
     Integer,
-    MetaData,
-    Text,
-    TypeDecorator,
     UniqueConstraint,
     text,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
-Json = dict[str, Any]
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+from olivepress.database.table import Json as Json
+from olivepress.database.table import Table as Table
 
 # People write these ids down and messages carry them: SQLite would give that of a deleted last row again.
 NEVER_REUSED = {"sqlite_autoincrement": True}
@@ -34,48 +28,6 @@ def _index_where_set(column: str) -> Index:
     """An index of the rows of `steps` that have a value here."""
     is_set = text(f"{column} IS NOT NULL")
     return Index(f"ix_steps_{column}", column, sqlite_where=is_set, postgresql_where=is_set)
-
-
-def clean(text: str) -> str:
-    """A text as `CleanText` stores it."""
-    return _UNSTORABLE.sub("\ufffd", text)
-
-
-def clean_values(value: Any) -> Any:
-    """JSON values with every text in them as `clean` leaves it: models answer anything."""
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, dict):
-        return {clean(key): clean_values(item) for key, item in value.items()}
-    return [clean_values(item) for item in value] if isinstance(value, list) else value
-
-
-class CleanText(TypeDecorator[str]):
-    """Text without what PostgreSQL cannot hold: a NUL and half of a surrogate pair become U+FFFD.
-
-    Tools print anything; an attempt must be ended whatever its log says.
-    """
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """The text as it is stored."""
-        return clean(value) if value is not None else None
-
-
-class Table(DeclarativeBase):
-    """Base of all tables."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(column_0_label)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map: ClassVar[dict[Any, Any]] = {Json: JSON, list[Any]: JSON, str: CleanText}
 
 
 class BatchRow(Table):

@@ -1,6 +1,5 @@
 """What a source says in torch does not depend on what else is asked beside it."""
 
-
 import numpy as np
 import pytest
 

@@ -137,7 +137,8 @@ def _blankness(name: str, values: Any) -> str | None:
         is_constant = is_constant and bool((part == first).all())
     if not is_constant:
         return None
-    if first == 0:
+    # Symmetric signed weights have zero points that are all 0.
+    if first == 0 and not (values.dtype.kind == "i" and name.endswith(ZERO_POINTS)):
         return "nothing but zeros"
     # One number everywhere is what a norm starts with; one code everywhere is no matrix. Zero points of symmetric
     # weights are all the middle.
