@@ -131,8 +131,8 @@ STEP_VERSIONS: dict[StepKind, int] = {
     StepKind.CONVERT: 2,
     StepKind.QUANTIZE: 1,
     StepKind.PACKAGE: 1,
-    StepKind.REFERENCE: 1,
-    StepKind.VALIDATE: 3,
+    StepKind.REFERENCE: 2,
+    StepKind.VALIDATE: 4,
     StepKind.PUBLISH: 1,
 }
 # More steps than any job has: the longest ladder takes fewer.

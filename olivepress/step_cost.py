@@ -24,7 +24,7 @@ CONVERT_S_PER_PARAMETER = 0.035e-6
 # Measured with 494 million parameters: 292 s against 22 s.
 K_QUANT_TIMES = 13.0
 REFERENCE_COPIES = 1.5
-REFERENCE_S_PER_PARAMETER = 0.7e-6
+REFERENCE_S_PER_PARAMETER = 0.4e-6
 CALIBRATE_S_PER_PARAMETER = 3.0e-6
 VALIDATE_S_PER_PARAMETER = 0.05e-6
 VALIDATE_S_PER_BYTE = 0.02e-6
@@ -96,7 +96,7 @@ def predict(kind: StepKind, sizes: Sizes | None, recipe: Recipe) -> StepCost:
     if kind is StepKind.REFERENCE:
         # torch holds the source in fp32 at most, and a merged or dequantized copy of it may lie on the disk.
         memory = CHILD_BYTES + round(REFERENCE_COPIES * FP32_BYTES * sizes.parameters)
-        return StepCost(memory, FP32_BYTES * sizes.parameters, 2.0 + REFERENCE_S_PER_PARAMETER * sizes.parameters)
+        return StepCost(memory, FP32_BYTES * sizes.parameters, 5.0 + REFERENCE_S_PER_PARAMETER * sizes.parameters)
     memory = VALIDATE_BYTES + round(VALIDATE_COPIES * output)
     seconds = 1.5 + VALIDATE_S_PER_PARAMETER * sizes.parameters + VALIDATE_S_PER_BYTE * output
     return StepCost(memory, output, seconds)

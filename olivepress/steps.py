@@ -190,6 +190,8 @@ def _measuring(job: JobFacts, done: Done) -> dict[str, Any]:
         "name": CERTIFIED_NAME_PREFIX + package[:12],
         "source_size_bytes": done[StepKind.INGEST].result["size_bytes"],
         **({"soak": job.soak} if job.soak else {}),
+        # Passes may move weights from one matrix to the next and leave what the model says as it was.
+        **({"has_passes": True} if job.recipe.olive_passes else {}),
     }
 
 

@@ -12,6 +12,7 @@ from olivepress.errors import PermanentError
 from olivepress.recipes import recipe_named
 from tests.broken import TABLE, write
 from tests.broken.sound import write_sound
+from workers.out_of_memory import is_out_of_memory
 from workers.steps import convert, ingest
 from workers.steps.context import StepContext
 from workers.toolchains import limits
@@ -39,10 +40,11 @@ def test_a_broken_checkpoint_is_told_as_what_it_is(
     message = str(refusal.value)
     assert type(refusal.value) is broken.error
     assert re.search(broken.says, message)
+    # else it would be tried again on a larger worker
+    assert not is_out_of_memory(refusal.value)
     assert "\n" not in message
-    assert json.loads(json.dumps(message).encode("utf-8")) == message
+    assert json.loads(json.dumps(message)) == message
     assert message.encode("utf-8")
-    assert not list((tmp_path / "output").glob("**/*.onnx")) or broken.error.__name__ == "ConversionFailed"
 
 
 @pytest.mark.parametrize("name", ["qwen2", "llama", "shards", "wide", "phi3"])

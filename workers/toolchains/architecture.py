@@ -22,7 +22,7 @@ from olivepress.checkpoints import Checkpoint
 from olivepress.errors import BadCheckpoint, UnsafeCheckpoint, UnsupportedArchitecture
 from olivepress.safetensors_header import Tensor
 from workers.toolchains.library_edge import library_edge
-from workers.toolchains.limits import limited
+from workers.toolchains.limits import within_limits
 from workers.toolchains.olive import supported_architectures
 from workers.toolchains.weights import TORCH_DTYPES
 
@@ -131,11 +131,15 @@ def check_adapter(checkpoint: Checkpoint) -> list[str]:
     config, model_class = _model_class(checkpoint.model)
     config.get_text_config().vocab_size = vocabulary_of(checkpoint) or config.get_text_config().vocab_size
     what_now = f"{advice}, or save the adapter again"
+
+    def adapt() -> tuple[peft.PeftModel, dict[str, torch.Tensor]]:
+        with library_edge(problem, what_now):
+            with torch.device("meta"):
+                model = peft.PeftModelForCausalLM(model_class(config), _peft_config(checkpoint), low_cpu_mem_usage=True)
+            return model, peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+
     # Names of modules may be given as a pattern, and one that explodes keeps peft busy for ever.
-    with limited(problem, what_now), library_edge(problem, what_now):
-        with torch.device("meta"):
-            adapted = peft.PeftModelForCausalLM(model_class(config), _peft_config(checkpoint), low_cpu_mem_usage=True)
-        trained = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    adapted, trained = within_limits(adapt, problem, what_now)
     expected = {name: tuple(tensor.shape) for name, tensor in trained.items()}
     # peft may save an embedding matrix as well; it then replaces the base's and must have its shape.
     allowed = expected | {name: tuple(tensor.shape) for name, tensor in adapted.state_dict().items()}

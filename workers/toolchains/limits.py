@@ -2,8 +2,8 @@
 
 import resource
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import TypeVar
 
 import psutil
 
@@ -15,9 +15,11 @@ MEMORY_BYTES = 2**30
 AGAIN_AFTER_S = 0.5
 
 
-@contextmanager
-def limited(problem: str, what_now: str) -> Iterator[None]:
-    """Give this block CPU_S seconds of CPU and MEMORY_BYTES beside what the process has. Main thread only.
+Answer = TypeVar("Answer")
+
+
+def within_limits(work: Callable[[], Answer], problem: str, what_now: str) -> Answer:
+    """What `work` gives, within CPU_S seconds of CPU and MEMORY_BYTES beside what the process has. Main thread only.
 
     CPU and not the clock, so that a busy machine refuses nothing.
 
@@ -35,10 +37,12 @@ def limited(problem: str, what_now: str) -> Iterator[None]:
         if hard == resource.RLIM_INFINITY or most < hard:
             resource.setrlimit(resource.RLIMIT_AS, (most, hard))
         signal.setitimer(signal.ITIMER_VIRTUAL, CPU_S, AGAIN_AFTER_S)
-        yield
+        return work()
     except MemoryError:
-        raise BadCheckpoint(f"{problem} (it asks for more than {MEMORY_BYTES / 2**20:,.0f} MiB); {what_now}") from None
+        # Told below: an error that came of a MemoryError counts as a worker's lack of memory, and is tried again.
+        pass
     finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, handler)
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    raise BadCheckpoint(f"{problem} (it asks for more than {MEMORY_BYTES / 2**20:,.0f} MiB); {what_now}")

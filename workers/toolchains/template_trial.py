@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from olivepress.chat_template import Message
 from olivepress.errors import BadCheckpoint
 from workers.toolchains.library_edge import library_edge
-from workers.toolchains.limits import limited
+from workers.toolchains.limits import within_limits
 
 REPLACE_TEMPLATE = "put back the one that the model was trained with"
 MESSAGE = "olivepress asks a question"
@@ -51,11 +51,13 @@ def try_template(source: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def _rendered(source: Path, tokenizer: PreTrainedTokenizerBase, messages: list[Message], begin: bool = True) -> str:
     problem, what_now = f"the chat template in {source} does not work", f"mend it, or {REPLACE_TEMPLATE}"
-    with limited(problem, what_now), library_edge(problem, what_now):
-        chat = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=begin
-        )
-    return str(chat)
+
+    def render() -> str:
+        with library_edge(problem, what_now):
+            chat = [dict(message) for message in messages]
+            return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=begin))
+
+    return within_limits(render, problem, what_now)
 
 
 def _foreign_tokens(source: Path, tokenizer: PreTrainedTokenizerBase, chat: str) -> list[str]:
