@@ -127,10 +127,10 @@ FINAL_JOB_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANC
 # One job: each step needs all steps before it. Part of a step's key, so raise a number when a step's code changes
 # what it writes for the same input.
 STEP_VERSIONS: dict[StepKind, int] = {
-    StepKind.INGEST: 2,
-    StepKind.CONVERT: 2,
+    StepKind.INGEST: 3,
+    StepKind.CONVERT: 3,
     StepKind.QUANTIZE: 1,
-    StepKind.PACKAGE: 1,
+    StepKind.PACKAGE: 2,
     StepKind.REFERENCE: 2,
     StepKind.VALIDATE: 4,
     StepKind.PUBLISH: 1,

@@ -167,6 +167,9 @@ def _entries(
         raise BadManifest("nothing to submit; name a checkpoint's DIR, or a manifest with --manifest FILE")
     if name and len(directories) > 1:
         raise BadManifest(f"--name is for one DIR, here are {len(directories)}; a manifest can name each")
+    for directory in directories:
+        if directory.endswith((".yaml", ".yml")) and Path(directory).is_file():
+            raise BadManifest(f"{directory} is a manifest, no checkpoint; submit it with --manifest {directory}")
     base_path = _absolute(base) if base else None
     return [_given(path=_absolute(directory), base=base_path, name=name) for directory in directories]
 
