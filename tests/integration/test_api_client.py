@@ -143,6 +143,15 @@ class TestCommands:
         assert "a-int4:1" in shown
         assert "job 2 b cpu-int4: ingest: /models/b has no config.json; copy the whole folder" in shown
 
+    def test_a_manifest_in_the_place_of_a_checkpoint_is_told_how_it_is_meant(
+        self, url: str, tmp_path: Path, capsys: Any
+    ) -> None:
+        (tmp_path / "batch.yaml").write_text("checkpoints: [a]\n")
+
+        assert run(["submit", str(tmp_path / "batch.yaml")]) == 2
+
+        assert "submit it with --manifest" in capsys.readouterr().err
+
     def test_an_unknown_recipe_is_code_2_and_one_line(self, url: str, capsys: Any) -> None:
         assert run(["submit", "/models/a", "--recipe", "nope"]) == 2
 
