@@ -3,7 +3,7 @@
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ def demo(
       olivepress demo --recipe cpu-int4 --json
     """
     started, to = time.monotonic(), console(stderr=as_json)
-    _let_sigterm_interrupt()
+    interrupts = _Interrupts()
     settings = Settings()
     home = settings.data_dir.resolve() / "demo"
     family_dir = home / "family"
@@ -76,7 +76,9 @@ def demo(
         to.print(f"  Flower             {stack.access.flower_url}  (password in {stack.access.flower_password_file})\n")
         key = Path(stack.access.admin_key_file).read_text().strip()
         with Client(stack.access.url, key) as client, _death_told(stack):
-            batch = _press(client, family, recipe or RECIPES, stack, to)
+            interrupts.check()
+            batch = _press(client, family, recipe or RECIPES, _looking(stack, interrupts), to)
+            interrupts.check()
             exchanges = _install_and_chat(client, batch, family, home / "foundry-cache", to)
     to.print(f"\nThe demo took {duration(time.monotonic() - started)}; everything lies in {home}", soft_wrap=True)
     if as_json:
@@ -107,13 +109,21 @@ def _train(directory: Path, size: str, to: Console) -> list[FineTune]:
     ]
 
 
-def _press(client: Client, family: list[FineTune], recipes: list[str], stack: Stack, to: Console) -> dict[str, Any]:
-    """Submit the family as one batch and follow it; a part of the stack that dies ends the demo."""
+def _looking(stack: Stack, interrupts: "_Interrupts") -> Callable[[float], None]:
+    """A sleep that ends the demo when a part of the stack has died, or when it was interrupted."""
 
     def sleep(seconds: float) -> None:
         stack.check()
+        interrupts.check()
         time.sleep(seconds)
 
+    return sleep
+
+
+def _press(
+    client: Client, family: list[FineTune], recipes: list[str], sleep: Callable[[float], None], to: Console
+) -> dict[str, Any]:
+    """Submit the family as one batch and follow it."""
     entries = [
         {"name": tune.name, "path": tune.path, "prompts": tune.prompts} | ({"base": tune.base} if tune.base else {})
         for tune in family
@@ -169,10 +179,22 @@ def _question(prompt: dict[str, Any]) -> str:
     return str(messages[-1]["content"] if messages else prompt["prompt"])
 
 
-def _let_sigterm_interrupt() -> None:
-    """SIGTERM ends the demo as Ctrl-C does: through every clean-up."""
+class _Interrupts:
+    """SIGTERM ends the demo as Ctrl-C does: through every clean-up.
 
-    def interrupt(*_: object) -> None:
+    An exception that comes while Python runs a finalizer is lost, and so was a Ctrl-C now and then: it is remembered.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupt)
+
+    def _interrupt(self, *_: object) -> None:
+        self._came = True
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    def check(self) -> None:
+        """Raise the one that was lost."""
+        if self._came:
+            raise KeyboardInterrupt

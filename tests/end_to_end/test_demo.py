@@ -91,6 +91,6 @@ def test_ctrl_c_ends_the_demo_and_leaves_no_process(data_dir: Path) -> None:
         family = family_of(demo)
         demo.send_signal(signal.SIGINT)
         _, errors = demo.communicate(timeout=120)
-    assert demo.returncode == 130
+    assert demo.returncode == 130, errors
     assert "Traceback" not in errors
     assert still_running(family) == []

@@ -158,7 +158,7 @@ def test_a_ladder_goes_on_where_gates_really_fail_and_stops_at_the_recipe_that_p
     gates = {"min_top1_agreement": 0.999}
     coarse = {"name": "coarse", "precision": "int4", "block_size": 128, "gates": gates}
     exact = {"name": "exact", "precision": "fp32", "gates": gates}
-    entry = {"path": str(models / "llama"), "name": "climbing"}
+    entry = {"path": str(models / "phi"), "name": "climbing"}
     (job,) = finished(client, submit(client, entry, ladder=[coarse, exact, "cpu-fp16"])).values()
     assert (job["state"], job["recipe"], job["version"]) == (JobState.SUCCEEDED, "exact", "climbing-fp32:1"), job
     rungs = client.version(parse_reference("climbing-fp32"))["report"]["rungs"]
