@@ -172,7 +172,7 @@ class JobLog(Answer):
 
 
 class Recipe(BaseModel):
-    """A named, versioned target; olivepress.recipes says what each setting means."""
+    """A named, versioned target; olivepress.recipes.recipe says what each setting means."""
 
     # Settings are added with new recipes; the documentation names those that people choose by.
     model_config = ConfigDict(extra="allow")

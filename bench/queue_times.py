@@ -34,7 +34,7 @@ from olivepress.database.sessions import Database
 from olivepress.database.tables import AttemptRow, JobRow, StepRow
 from olivepress.jobs import FINAL_JOB_STATES, JobKind, StepKind
 from olivepress.manifest import Manifest, parse_manifest
-from olivepress.recipes import BUILT_IN, DEFAULT_RECIPE
+from olivepress.recipes.recipe import BUILT_IN, DEFAULT_RECIPE
 from olivepress.steps import plan
 from olivepress.submission import submit
 from tests.doubles.orders import Order, Orders, write_checkpoint

@@ -7,7 +7,7 @@ runtime opens either kind in fp32 (measured on 100 million parameters, whole and
 
 from dataclasses import asdict, dataclass
 
-from olivepress.recipes import KEPT_IN_8_BITS, LAST_MATMUL, MIXED_LAYERS, Algorithm, Precision, Recipe
+from olivepress.recipes.recipe import KEPT_IN_8_BITS, LAST_MATMUL, MIXED_LAYERS, Algorithm, Precision, Recipe
 
 MIB = 2**20
 FP32_BYTES, HALF_BYTES = 4, 2

@@ -10,7 +10,7 @@ from olivepress.database.sessions import Database
 from olivepress.gates import parse_limits
 from olivepress.job_orders import ImportOrder
 from olivepress.quotas import Wanted
-from olivepress.recipes import Precision, Recipe
+from olivepress.recipes.recipe import Precision, Recipe
 from olivepress.registry import check_alias, check_model_name, check_text, name_from_directory
 from olivepress.soak import parse_soak
 from olivepress.submission import Submitted

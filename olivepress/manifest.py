@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, model_validator
 
-from olivepress.calibration import Calibration, read_calibration
-from olivepress.calibration import check_calibration as check_calibration
 from olivepress.errors import BadManifest, BadRecipe
-from olivepress.olive_config import recipe_of_workflow
-from olivepress.recipe_files import parse_recipe, read_mapping
-from olivepress.recipes import DEFAULT_RECIPE, Recipe
+from olivepress.recipes.calibration import Calibration, read_calibration
+from olivepress.recipes.calibration import check_calibration as check_calibration
+from olivepress.recipes.files import parse_recipe, read_mapping
+from olivepress.recipes.olive_config import recipe_of_workflow
+from olivepress.recipes.recipe import DEFAULT_RECIPE, Recipe
 from olivepress.registry import LATEST
 from olivepress.soak import parse_soak
 from olivepress.strict_model import Message, Strict

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from olivepress.errors import BadManifest, QuotaExceeded
-from olivepress.recipes import Precision
+from olivepress.recipes.recipe import Precision
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 AGAIN = ", then submit again: what was computed is remembered"

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from olivepress.errors import BadManifest
-from olivepress.recipes import Recipe
+from olivepress.recipes.recipe import Recipe
 
 LATEST = "latest"
 MODEL_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,98}[a-z0-9])?")

@@ -10,7 +10,7 @@ from typing import Any
 
 from olivepress.conversion_cost import FP32_BYTES, MIB, Sizes, predicted_cost
 from olivepress.jobs import JobKind, StepKind
-from olivepress.recipes import Recipe
+from olivepress.recipes.recipe import Recipe
 from olivepress.steps import plan
 
 # Measured on Linux x86-64 with models of 0.1 and 110 million parameters: a warm child, and what reading adds.

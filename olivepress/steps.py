@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from olivepress.jobs import JobKind, StepKind, digest_of, step_key
-from olivepress.recipes import Recipe
+from olivepress.recipes.recipe import Recipe
 
 CERTIFIED_NAME_PREFIX = "candidate-"
 # What the rungs of a ladder have in common.

@@ -19,8 +19,8 @@ from olivepress.database import retention as references
 from olivepress.database.damage import NeededStep, NeededVersion, NoRepair
 from olivepress.database.sessions import Database
 from olivepress.errors import BadArtifact, NotFound
-from olivepress.evidence import PROVENANCE_FILE, REPORT_FILE, UNSIGNED_FILES, provenance_file, report_file
-from olivepress.foundry import INFERENCE_MODEL_FILE, SUMS_FILE, sums_text
+from olivepress.evidence.document import PROVENANCE_FILE, REPORT_FILE, UNSIGNED_FILES, provenance_file, report_file
+from olivepress.foundry.inference_model import INFERENCE_MODEL_FILE, SUMS_FILE, sums_text
 from olivepress.retention import LEASE, Turn
 from olivepress.store import FileEntry, Manifest, Store, collector_of, keeper_of
 from olivepress.store.artifacts import sha256_of

@@ -4,7 +4,6 @@ import glob
 from dataclasses import dataclass
 from pathlib import Path
 
-from olivepress.calibration import check_calibration
 from olivepress.database.batches import Rung, WantedJob, insert_batch, known_batch
 from olivepress.database.quotas import check_quota, note_predictions
 from olivepress.database.recipes import own_recipes
@@ -14,7 +13,8 @@ from olivepress.jobs import BatchId, JobId
 from olivepress.manifest import HUB_PREFIX, MAX_CHECKPOINTS, CheckpointEntry, Manifest, inline_recipe
 from olivepress.predicted_sizes import predicted_sizes
 from olivepress.quotas import Wanted
-from olivepress.recipes import BUILT_IN, Recipe, parse_reference, recipe_named
+from olivepress.recipes.calibration import check_calibration
+from olivepress.recipes.recipe import BUILT_IN, Recipe, parse_reference, recipe_named
 from olivepress.registry import check_alias, model_name, model_suffixes, name_from_directory
 
 

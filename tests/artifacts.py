@@ -10,7 +10,7 @@ from typing import Any
 
 from onnxruntime_genai.models import builder
 
-from olivepress.recipes import FoundrySettings, GateLimits
+from olivepress.recipes.recipe import FoundrySettings, GateLimits
 from tests.checkpoints import tiny_checkpoint
 from workers.steps import package, validate
 from workers.steps.context import StepContext

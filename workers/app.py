@@ -17,10 +17,10 @@ from olivepress.database.sessions import Database
 from olivepress.database.steps import rescue
 from olivepress.database.workers import WorkerFacts
 from olivepress.errors import OlivepressError, ServiceUnavailable
+from olivepress.evidence.signing import SigningKey
 from olivepress.process_identity import is_running
 from olivepress.queues import Ring, celery_app, queue_name, redis_client
 from olivepress.settings import Settings
-from olivepress.signing import SigningKey
 from olivepress.store import open_store
 from workers import host, memory_allowance, secrets, tasks
 from workers.child import StepCode

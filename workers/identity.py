@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from olivepress.checkpoint_files import adapter_base, file_identity
+from olivepress.checkpoints.files import adapter_base, file_identity
+from olivepress.checkpoints.model_files import model_identity
 from olivepress.errors import CheckpointChanged
 from olivepress.jobs import JobKind, StepKind
-from olivepress.model_files import model_identity
 from olivepress.steps import READS_CHECKPOINT, Done, JobFacts
 
 RESULT_KEY = "file_identity"

@@ -7,11 +7,11 @@ from fastapi import APIRouter, Body, Path
 
 from api.routes import DEFAULT_TEAM, PRINTABLE, Stack, Team
 from api.schemas import Recipe
-from olivepress import recipe_files
 from olivepress.database import recipes as kept
 from olivepress.database.tables import Json
 from olivepress.errors import NotFound, UnknownRecipe
-from olivepress.recipes import BUILT_IN, RecipeReference, parse_reference
+from olivepress.recipes import files as recipe_files
+from olivepress.recipes.recipe import BUILT_IN, RecipeReference, parse_reference
 
 router = APIRouter(prefix="/recipes", tags=["recipes"])
 Reference = Annotated[

@@ -24,15 +24,15 @@ from olivepress.cli.up import stack_settings
 from olivepress.cli.watch import show_outcome
 from olivepress.client import Client
 from olivepress.errors import ServiceUnavailable
-from olivepress.foundry_runtime import chat
+from olivepress.evidence.known_keys import KnownKeys
+from olivepress.evidence.trust import Trust
+from olivepress.foundry.runtime import chat
 from olivepress.jobs import JobState
-from olivepress.known_keys import KnownKeys
 from olivepress.manifest import parse_manifest, read_prompts
 from olivepress.own_process import Program, ask
 from olivepress.registry import parse_reference
 from olivepress.services.stack import Stack
 from olivepress.settings import Settings
-from olivepress.trust import Trust
 
 RECIPES = ["cpu-int4", "cpu-int8"]
 DEATH_TOLD_WITHIN_S = 3.0

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from olivepress import archive
 from olivepress.cli.options import AsJson, Team
 from olivepress.cli.orders import warn_about
 from olivepress.cli.output import connect, download_bar, emit
 from olivepress.cli.tables import size
 from olivepress.client import DEFAULT_TEAM, full_disk_is_named
+from olivepress.delivery import archive
+from olivepress.delivery.fetching import Fetch, held
 from olivepress.errors import PermanentError
-from olivepress.fetching import Fetch, held
 from olivepress.registry import parse_reference
 
 

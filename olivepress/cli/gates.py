@@ -8,7 +8,7 @@ import yaml
 
 from olivepress.errors import BadRecipe
 from olivepress.gates import TIMED, parse_limits
-from olivepress.recipe_files import read_mapping
+from olivepress.recipes.files import read_mapping
 
 Gates = Annotated[
     list[str] | None,

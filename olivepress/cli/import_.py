@@ -11,22 +11,22 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from olivepress import archive
+from olivepress.checkpoints.model_files import declared_name, find_model_directory
 from olivepress.cli.gates import Gates, read_gates
 from olivepress.cli.install import register_by_sdk
 from olivepress.cli.options import AsJson
 from olivepress.cli.output import connect, download_bar, emit, say
 from olivepress.cli.watch import follow
 from olivepress.client import full_disk_is_named
+from olivepress.delivery import archive
 from olivepress.errors import BadCheckpoint, BadManifest, PermanentError
-from olivepress.foundry_cache import install_into_cache
+from olivepress.evidence.known_keys import KnownKeys
+from olivepress.evidence.trust import check_without_stack, unpacked_content
+from olivepress.foundry.cache import install_into_cache
 from olivepress.job_orders import ImportOrder
-from olivepress.known_keys import KnownKeys
 from olivepress.manifest import read_prompts
-from olivepress.model_files import declared_name, find_model_directory
 from olivepress.registry import name_from_directory
 from olivepress.strict_model import describe
-from olivepress.trust import check_without_stack, unpacked_content
 
 
 def import_(  # one parameter for each option

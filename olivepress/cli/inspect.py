@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from olivepress import checkpoints
+from olivepress.checkpoints import reading as checkpoints
 from olivepress.cli import FAILED
 from olivepress.cli.options import AsJson
 from olivepress.cli.output import connect, console, emit
@@ -17,7 +17,7 @@ from olivepress.cli.tables import NOTHING, duration, figure, plain_table, size, 
 from olivepress.conversion_cost import Sizes, predicted_cost
 from olivepress.errors import OlivepressError
 from olivepress.jobs import StepKind
-from olivepress.recipes import BUILT_IN
+from olivepress.recipes.recipe import BUILT_IN
 from olivepress.step_cost import Learned, Ratio, StepCost, costs_of_job
 
 

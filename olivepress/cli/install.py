@@ -7,16 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from olivepress import foundry_index, foundry_runtime
 from olivepress.cli.options import AsJson, Team
 from olivepress.cli.orders import warn_about
 from olivepress.cli.output import connect, download_bar, emit, say
 from olivepress.client import DEFAULT_TEAM, Client
+from olivepress.delivery.fetching import Fetch, held
 from olivepress.errors import OlivepressError
-from olivepress.evidence import UNSIGNED_FILES
-from olivepress.fetching import Fetch, held
-from olivepress.foundry import SUMS_FILE, UNFINISHED_FILE
-from olivepress.foundry_cache import (
+from olivepress.evidence.document import UNSIGNED_FILES
+from olivepress.evidence.trust import Trust, remote_content
+from olivepress.foundry import index as foundry_index
+from olivepress.foundry import runtime as foundry_runtime
+from olivepress.foundry.cache import (
     PUBLISHER,
     Installed,
     install_into_cache,
@@ -24,8 +25,8 @@ from olivepress.foundry_cache import (
     partial_of,
     uninstall_from_cache,
 )
+from olivepress.foundry.inference_model import SUMS_FILE, UNFINISHED_FILE
 from olivepress.registry import parse_reference
-from olivepress.trust import Trust, remote_content
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from olivepress.cli.options import AsJson
 from olivepress.cli.output import connect, console, emit, say
 from olivepress.cli.tables import NOTHING, plain_table, word
 from olivepress.errors import NotFound
-from olivepress.known_keys import KnownKeys
-from olivepress.signing import PublicKey
-from olivepress.trust import Trust
+from olivepress.evidence.known_keys import KnownKeys
+from olivepress.evidence.signing import PublicKey
+from olivepress.evidence.trust import Trust
 
 
 class Commands(LazyGroup):

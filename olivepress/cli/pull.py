@@ -10,9 +10,9 @@ from olivepress.cli.orders import warn_about
 from olivepress.cli.output import connect, download_bar, emit, say
 from olivepress.cli.tables import size
 from olivepress.client import DEFAULT_TEAM
-from olivepress.pull import pull as pull_version
+from olivepress.delivery.pull import pull as pull_version
+from olivepress.evidence.trust import Trust
 from olivepress.registry import parse_reference
-from olivepress.trust import Trust
 
 
 def pull(

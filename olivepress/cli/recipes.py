@@ -10,8 +10,8 @@ from olivepress.cli.options import AsJson, Team
 from olivepress.cli.output import connect, console, emit
 from olivepress.cli.tables import recipes_table
 from olivepress.client import DEFAULT_TEAM
-from olivepress.recipe_files import parse_recipe, read_mapping, schema, to_yaml
-from olivepress.recipes import BUILT_IN, Recipe
+from olivepress.recipes.files import parse_recipe, read_mapping, schema, to_yaml
+from olivepress.recipes.recipe import BUILT_IN, Recipe
 
 Json = dict[str, Any]
 app = typer.Typer(rich_markup_mode="rich", add_completion=False)

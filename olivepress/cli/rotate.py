@@ -7,8 +7,8 @@ from olivepress.cli.output import emit
 from olivepress.database import migrations, signing_keys
 from olivepress.database.sessions import Database
 from olivepress.errors import NotFound
+from olivepress.evidence.signing import SigningKey
 from olivepress.settings import SIGNING_KEY_FILE, Settings
-from olivepress.signing import SigningKey
 
 
 def rotate(as_json: AsJson = False) -> None:

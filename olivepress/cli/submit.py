@@ -7,8 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from olivepress.auto_opt import recipe_for
-from olivepress.calibration import read_calibration
 from olivepress.cli.options import AsJson
 from olivepress.cli.output import connect, emit
 from olivepress.cli.watch import follow
@@ -22,7 +20,9 @@ from olivepress.manifest import (
     read_prompts,
     read_workflow,
 )
-from olivepress.olive_config import input_path, recipe_of_workflow
+from olivepress.recipes.auto_opt import recipe_for
+from olivepress.recipes.calibration import read_calibration
+from olivepress.recipes.olive_config import input_path, recipe_of_workflow
 
 
 def submit(  # one parameter for each option

@@ -5,9 +5,9 @@ from typing import Any
 import typer
 from rich.table import Table
 
+from olivepress.checkpoints.known_architectures import BUILT_WRONGLY, MENDED, NOT_BUILT
 from olivepress.cli.options import AsJson
 from olivepress.cli.output import connect, console, emit
-from olivepress.known_architectures import BUILT_WRONGLY, MENDED, NOT_BUILT
 
 Json = dict[str, Any]
 

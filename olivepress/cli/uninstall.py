@@ -8,7 +8,7 @@ import typer
 from olivepress.cli.options import AsJson
 from olivepress.cli.output import emit
 from olivepress.errors import BadManifest, NotFound
-from olivepress.foundry_cache import installed_numbers, uninstall_from_cache
+from olivepress.foundry.cache import installed_numbers, uninstall_from_cache
 from olivepress.registry import parse_reference
 
 

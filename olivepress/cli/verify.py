@@ -5,15 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from olivepress import archive
 from olivepress.cli.options import AsJson
 from olivepress.cli.output import connect, download_bar, emit, say
+from olivepress.delivery import archive
 from olivepress.errors import BadManifest, NotFound
-from olivepress.known_keys import KnownKey, KnownKeys
-from olivepress.signing import PublicKey
-from olivepress.trust import Trust
-from olivepress.verification import Check, FindKey, Verification, archive_content, directory_content
-from olivepress.verification import verify as verify_content
+from olivepress.evidence.known_keys import KnownKey, KnownKeys
+from olivepress.evidence.signing import PublicKey
+from olivepress.evidence.trust import Trust
+from olivepress.evidence.verification import Check, FindKey, Verification, archive_content, directory_content
+from olivepress.evidence.verification import verify as verify_content
 
 VERIFIED, WRONG, KEY_UNKNOWN = 0, 1, 5
 WIDTH = max(len(check) for check in Check)

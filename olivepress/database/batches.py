@@ -7,14 +7,14 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Double, Text, case, insert, literal, null, select
 from sqlalchemy.orm import Session
 
-from olivepress.calibration import CalibrationEntry
 from olivepress.database.many_rows import many_rows
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import BatchRow, CalibrationRow, JobRow, PromptSetRow, StepRow
 from olivepress.database.upsert import upsert
 from olivepress.jobs import BatchId, JobId, JobKind, JobState, StepKind, StepState, digest_of, rank
 from olivepress.manifest import CheckpointEntry, DomainPrompt, Manifest
-from olivepress.recipes import Recipe
+from olivepress.recipes.calibration import CalibrationEntry
+from olivepress.recipes.recipe import Recipe
 from olivepress.soak import parse_soak
 from olivepress.step_cost import INGEST_BYTES
 from olivepress.steps import ingest_location, plan

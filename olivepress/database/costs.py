@@ -7,7 +7,7 @@ from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import LearnedCostRow
 from olivepress.database.upsert import upsert
 from olivepress.jobs import StepKind
-from olivepress.recipes import Recipe
+from olivepress.recipes.recipe import Recipe
 from olivepress.step_cost import Learned, Ratio, StepCost, corrected, cost_family_of, expected
 from olivepress.steps import Done
 

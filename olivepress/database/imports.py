@@ -14,7 +14,7 @@ from olivepress.database.upsert import upsert
 from olivepress.jobs import BatchId, JobId, JobKind, JobState, StepState, rank
 from olivepress.manifest import DomainPrompt
 from olivepress.quotas import Wanted
-from olivepress.recipes import Recipe
+from olivepress.recipes.recipe import Recipe
 from olivepress.step_cost import INGEST_BYTES
 from olivepress.steps import ingest_location, plan
 

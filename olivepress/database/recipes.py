@@ -9,8 +9,8 @@ from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import RecipeRow
 from olivepress.database.upsert import upsert
 from olivepress.errors import BadRecipe, NotFound, TransientError
-from olivepress.recipe_files import content_digest
-from olivepress.recipes import BUILT_IN, Recipe, RecipeReference
+from olivepress.recipes.files import content_digest
+from olivepress.recipes.recipe import BUILT_IN, Recipe, RecipeReference
 
 MOST_VERSIONS = 1000
 

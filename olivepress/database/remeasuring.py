@@ -17,7 +17,7 @@ from olivepress.errors import BadArtifact, PermanentError
 from olivepress.gates import parse_limits
 from olivepress.jobs import BatchId, JobId, JobKind, JobState, StepKind, StepState, rank
 from olivepress.manifest import DomainPrompt
-from olivepress.recipes import Recipe
+from olivepress.recipes.recipe import Recipe
 from olivepress.steps import ONCE_A_JOB, plan
 
 RUNTIME = "foundry-local-sdk"

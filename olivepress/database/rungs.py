@@ -10,7 +10,7 @@ from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import JobRow, Json, StepRow
 from olivepress.gates import Verdict
 from olivepress.jobs import StepKind, StepState, rank
-from olivepress.recipes import Recipe
+from olivepress.recipes.recipe import Recipe
 from olivepress.registry import model_name
 from olivepress.steps import rung_plan
 

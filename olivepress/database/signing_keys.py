@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import Json, SigningKeyRow
 from olivepress.database.upsert import upsert
-from olivepress.signing import PublicKey
+from olivepress.evidence.signing import PublicKey
 
 
 def note(session: Session, key: PublicKey, endorsed_by: PublicKey | None = None, endorsement: bytes = b"") -> None:

@@ -31,7 +31,7 @@ from olivepress.database.workers import alive
 from olivepress.errors import NoRoom
 from olivepress.jobs import AttemptOutcome, StepId, StepKind, StepState
 from olivepress.placement import gib
-from olivepress.recipes import Recipe
+from olivepress.recipes.recipe import Recipe
 from olivepress.step_cost import StepCost
 from olivepress.steps import StepResult
 

@@ -14,7 +14,7 @@ from olivepress.database.tables import CalibrationRow, JobRow, PromptSetRow, Rem
 from olivepress.errors import GateFailed
 from olivepress.gates import Verdict
 from olivepress.jobs import JobKind, StepKind, StepState
-from olivepress.recipes import Recipe
+from olivepress.recipes.recipe import Recipe
 from olivepress.settings import DEFAULT_POOL
 from olivepress.steps import ONCE_A_JOB, Done, JobFacts, StepResult, key_of
 

@@ -27,10 +27,10 @@ from redis.exceptions import RedisError
 from olivepress.database.migrations import upgrade
 from olivepress.database.sessions import Database
 from olivepress.errors import ServiceUnavailable, TransientError
+from olivepress.evidence.signing import SigningKey
 from olivepress.services import redis as embedded_redis
 from olivepress.services.flower import USER as FLOWER_USER
 from olivepress.settings import SIGNING_KEY_FILE, Settings
-from olivepress.signing import SigningKey
 
 SERVER_FILE = "server.json"
 START_WITHIN_S = 60.0

@@ -10,16 +10,16 @@ from typing import Any
 import psutil
 import pytest
 
-from olivepress import foundry_runtime
 from olivepress.cli.install import install_version
 from olivepress.client import Client
+from olivepress.delivery.pull import pull
 from olivepress.errors import ServiceUnavailable
+from olivepress.evidence.signing import SigningKey
+from olivepress.evidence.verification import directory_content, verify
+from olivepress.foundry import runtime as foundry_runtime
 from olivepress.jobs import FINAL_JOB_STATES, JobState
 from olivepress.manifest import parse_manifest
-from olivepress.pull import pull
 from olivepress.registry import parse_reference
-from olivepress.signing import SigningKey
-from olivepress.verification import directory_content, verify
 from tests.checkpoints import tiny_adapter, tiny_checkpoint
 from tests.stack_cases import RunningStack, running_stack, still_running, wait_until
 

@@ -11,10 +11,10 @@ from pydantic import SecretStr
 from olivepress.database import migrations
 from olivepress.database.sessions import Database
 from olivepress.database.workers import alive
+from olivepress.evidence.signing import SigningKey
 from olivepress.jobs import StepId, StepKind
 from olivepress.queues import celery_app, send
 from olivepress.settings import Settings
-from olivepress.signing import SigningKey
 from tests.doubles.orders import Order
 from tests.doubles.services import ADMIN_KEY, Service, double, environment
 from tests.integration.database_cases import step_of

@@ -10,8 +10,8 @@ import onnxruntime_genai
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from olivepress.checkpoint_files import hash_file, relevant_files
-from olivepress.recipes import Recipe, recipe_named
+from olivepress.checkpoints.files import hash_file, relevant_files
+from olivepress.recipes.recipe import Recipe, recipe_named
 from workers.steps import convert, quantize
 from workers.steps.context import StepContext
 

@@ -17,7 +17,7 @@ from olivepress.database.unblocking import HasArtifact, Offer
 from olivepress.database.workers import WorkerFacts
 from olivepress.jobs import JobId, JobKind, StepId, StepKind
 from olivepress.manifest import parse_manifest
-from olivepress.recipes import BUILT_IN, DEFAULT_RECIPE
+from olivepress.recipes.recipe import BUILT_IN, DEFAULT_RECIPE
 from olivepress.steps import StepResult, plan
 from olivepress.submission import submit
 from tests.postgres import PostgresServer

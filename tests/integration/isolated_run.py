@@ -22,7 +22,7 @@ from olivepress.database.sessions import Database
 from olivepress.database.tables import AttemptRow, StepRow
 from olivepress.jobs import StepId, StepKind, StepState
 from olivepress.manifest import parse_manifest
-from olivepress.recipe_files import parse_recipe
+from olivepress.recipes.files import parse_recipe
 from olivepress.submission import submit
 from tests.integration.execution_cases import runtime_over
 from workers import attempt, lease

@@ -14,11 +14,11 @@ from olivepress.cli import run
 from olivepress.client import Client
 from olivepress.database.sessions import Database
 from olivepress.database.tables import StepRow
+from olivepress.delivery.pull import pull
 from olivepress.errors import BadManifest, NotAllowed, NotFound, UnknownRecipe
 from olivepress.jobs import StepKind
 from olivepress.manifest import parse_manifest
-from olivepress.pull import pull
-from olivepress.recipes import BUILT_IN
+from olivepress.recipes.recipe import BUILT_IN
 from olivepress.registry import parse_reference
 from tests.integration.api_cases import (
     CONVERT_NOTE,

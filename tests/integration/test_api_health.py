@@ -10,7 +10,7 @@ from olivepress.database.sessions import Database, DatabaseNow
 from olivepress.database.tables import WorkerRow
 from olivepress.database.workers import stopped
 from olivepress.jobs import StepKind
-from olivepress.recipes import BUILT_IN
+from olivepress.recipes.recipe import BUILT_IN
 from tests.integration.api_cases import Api, api_over, lead, start_worker
 from tests.integration.database_cases import OFFER, claimed
 

@@ -23,10 +23,10 @@ from olivepress.database.steps import Ending
 from olivepress.database.tables import AttemptRow, JobRow, LearnedCostRow, LeaseRow, StepRow, Table
 from olivepress.database.versions import Publication, publish_version
 from olivepress.errors import PermanentError
+from olivepress.evidence.signing import SigningKey
 from olivepress.jobs import AttemptOutcome, StepKind, StepState
 from olivepress.quotas import Quota
-from olivepress.recipes import BUILT_IN
-from olivepress.signing import SigningKey
+from olivepress.recipes.recipe import BUILT_IN
 from tests.integration.database_cases import (
     OTHER,
     POSTGRESQL,

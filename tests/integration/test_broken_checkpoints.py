@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from olivepress.errors import PermanentError
-from olivepress.recipes import recipe_named
+from olivepress.recipes.recipe import recipe_named
 from tests.broken import TABLE, write
 from tests.broken.sound import write_sound
 from workers.out_of_memory import is_out_of_memory

@@ -10,7 +10,7 @@ from api.app import create_app
 from olivepress import retention
 from olivepress.client import Client
 from olivepress.database.sessions import Database
-from olivepress.pull import pull
+from olivepress.delivery.pull import pull
 from olivepress.registry import parse_reference
 from olivepress.retention import Periods, StoreKind
 from olivepress.settings import Settings

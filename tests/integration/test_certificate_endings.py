@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from olivepress import foundry_runtime
+from olivepress.foundry import runtime as foundry_runtime
 from olivepress.gates import GateLimits
 from tests.artifacts import converted, run_package, step_context
 from workers.measures.hardware import hardware_class

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from olivepress.checkpoint_files import CHAT_TEMPLATE as TEMPLATE_FILE
-from olivepress.checkpoint_files import TOKENIZER_CONFIG
+from olivepress.checkpoints.files import CHAT_TEMPLATE as TEMPLATE_FILE
+from olivepress.checkpoints.files import TOKENIZER_CONFIG
 from olivepress.errors import BadCheckpoint
 from tests.artifacts import converted
 from tests.checkpoints import CHAT_TEMPLATE, tiny_checkpoint

@@ -94,7 +94,7 @@ def test_every_module_of_every_command_of_the_client_imports(on_windows: Any) ->
 
     loaded = on_windows(program, *modules).split()
 
-    assert {"olivepress.pull", "olivepress.foundry_cache", "olivepress.own_process", *modules} <= set(loaded)
+    assert {"olivepress.delivery.pull", "olivepress.foundry.cache", "olivepress.own_process", *modules} <= set(loaded)
     assert not {"workers", "api", "scheduler"} & {name.partition(".")[0] for name in loaded}
 
 

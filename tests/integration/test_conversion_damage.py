@@ -11,7 +11,7 @@ from onnxruntime_genai.models import builder
 from safetensors.torch import load_file, save_file
 
 from olivepress.errors import ConversionFailed
-from olivepress.recipes import recipe_named
+from olivepress.recipes.recipe import recipe_named
 from tests.checkpoints import LLAMA3_ROPE, tiny_checkpoint
 from tests.integration.conversion_cases import run_convert
 from tests.integration.ingest_cases import edit_json

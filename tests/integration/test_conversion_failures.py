@@ -17,7 +17,7 @@ from onnxruntime_genai.models import builder
 from safetensors.torch import load_file, save_file
 
 from olivepress.errors import CheckpointChanged, ConversionFailed, DiskFull, UnsupportedArchitecture
-from olivepress.recipes import recipe_named
+from olivepress.recipes.recipe import recipe_named
 from tests.checkpoints import tiny_checkpoint
 from tests.integration.conversion_cases import run_convert
 from workers.toolchains import olive, parity

@@ -10,11 +10,11 @@ import onnx
 import pytest
 from olive.package_config import OlivePackageConfig
 
-from olivepress import olive_catalog
 from olivepress.errors import BadRecipe, ConversionFailed, NoRoom
-from olivepress.olive_config import recipe_of_workflow
-from olivepress.recipe_files import parse_recipe
-from olivepress.recipes import BUILT_IN, Recipe
+from olivepress.recipes import olive_catalog
+from olivepress.recipes.files import parse_recipe
+from olivepress.recipes.olive_config import recipe_of_workflow
+from olivepress.recipes.recipe import BUILT_IN, Recipe
 from tests.checkpoints import tiny_checkpoint
 from tests.integration.conversion_cases import (
     MODEL_FILES,

@@ -17,7 +17,7 @@ from olivepress.database.backup import ARTIFACTS, Artifact, write_backup
 from olivepress.database.deletion import MARGIN_S
 from olivepress.database.sessions import Database
 from olivepress.database.tables import RememberedRow, StepRow, VersionRow
-from olivepress.pull import pull
+from olivepress.delivery.pull import pull
 from olivepress.registry import Order
 from olivepress.retention import DAY_S, Periods
 from tests.integration.api_cases import KEY, PACKAGE, Api, api_over, publish_job, served

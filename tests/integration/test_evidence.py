@@ -8,10 +8,10 @@ from olivepress.cli import run
 from olivepress.database import signing_keys
 from olivepress.database.sessions import Database
 from olivepress.errors import TransientError
-from olivepress.evidence import EVIDENCE_FILE, SIGNATURE_FILE, Evidence
+from olivepress.evidence.document import EVIDENCE_FILE, SIGNATURE_FILE, Evidence
+from olivepress.evidence.signing import PublicKey, SigningKey
+from olivepress.evidence.verification import Verification, directory_content, verify
 from olivepress.jobs import digest_of
-from olivepress.signing import PublicKey, SigningKey
-from olivepress.verification import Verification, directory_content, verify
 from tests.integration.database_cases import on_both_databases
 from tests.integration.publication_cases import REPORT, Publisher
 

@@ -20,7 +20,7 @@ def api(database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv("OLIVEPRESS_URL", url)
         monkeypatch.setenv("OLIVEPRESS_API_KEY", KEY)
         # The package of this test is no real model, and the runtime would rightly decline it.
-        monkeypatch.setattr("olivepress.foundry_runtime.has_sdk", lambda: False)
+        monkeypatch.setattr("olivepress.foundry.runtime.has_sdk", lambda: False)
         yield api
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from olivepress import foundry_index, foundry_runtime
 from olivepress.cli.install import register_by_sdk
 from olivepress.errors import BadArtifact, RuntimeCrashed
-from olivepress.foundry import inference_model_json, scan_rules, sums_text
-from olivepress.foundry_cache import install_into_cache, installed_numbers, uninstall_from_cache
-from olivepress.foundry_runtime import chat
-from olivepress.recipes import FoundrySettings
+from olivepress.foundry import index as foundry_index
+from olivepress.foundry import runtime as foundry_runtime
+from olivepress.foundry.cache import install_into_cache, installed_numbers, uninstall_from_cache
+from olivepress.foundry.inference_model import inference_model_json, scan_rules, sums_text
+from olivepress.foundry.runtime import chat
+from olivepress.recipes.recipe import FoundrySettings
 from tests.artifacts import converted
 
 pytestmark = pytest.mark.toolchain

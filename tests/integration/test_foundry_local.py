@@ -11,13 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from olivepress import foundry_runtime
 from olivepress.errors import BadArtifact
-from olivepress.foundry import inference_model_json, sums_text
-from olivepress.foundry_cache import install_into_cache
-from olivepress.foundry_index import catalog_entry
-from olivepress.foundry_runtime import certify, chat
-from olivepress.recipes import FoundrySettings
+from olivepress.foundry import runtime as foundry_runtime
+from olivepress.foundry.cache import install_into_cache
+from olivepress.foundry.index import catalog_entry
+from olivepress.foundry.inference_model import inference_model_json, sums_text
+from olivepress.foundry.runtime import certify, chat
+from olivepress.recipes.recipe import FoundrySettings
 from tests.artifacts import converted, rewrite_json
 from workers.toolchains.genai import opened
 

@@ -11,12 +11,12 @@ from typing import Any
 import onnx
 import pytest
 
-from olivepress.archive import write_archive
-from olivepress.checkpoint_files import hash_file
+from olivepress.checkpoints.files import hash_file
+from olivepress.delivery.archive import write_archive
 from olivepress.errors import BadArtifact, BadCheckpoint, CheckpointChanged, PathNotAllowed
-from olivepress.foundry import sums_text
+from olivepress.foundry.inference_model import sums_text
 from olivepress.jobs import JobKind, StepKind
-from olivepress.recipes import recipe_named
+from olivepress.recipes.recipe import recipe_named
 from olivepress.steps import JobFacts
 from olivepress.store import DirectoryStore
 from tests.artifacts import bytes_of, converted, rewrite_json

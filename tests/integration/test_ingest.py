@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from olivepress.checkpoints import CheckpointKind
+from olivepress.checkpoints.reading import CheckpointKind
 from olivepress.errors import BadCheckpoint
 from tests.checkpoints import MODEL_TYPES, tiny_adapter, tiny_checkpoint
 from tests.integration.ingest_cases import (

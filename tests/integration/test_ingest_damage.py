@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from olivepress.checkpoints.safetensors_header import read_safetensors_header
 from olivepress.errors import BadCheckpoint, CheckpointChanged
-from olivepress.safetensors_header import read_safetensors_header
 from tests.integration.ingest_cases import DOWN, copy_of, edit_weights, run, sound
 from workers.toolchains import weights
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from olivepress.checkpoint_files import hash_file
+from olivepress.checkpoints.files import hash_file
 from olivepress.errors import BadCheckpoint, UnsafeCheckpoint
-from olivepress.recipes import recipe_named
+from olivepress.recipes.recipe import recipe_named
 from olivepress.steps import ingest_key
 from tests.checkpoints import tiny_adapter, tiny_checkpoint
 from tests.integration.conversion_cases import in_torch, logits_in_runtime, logits_in_torch

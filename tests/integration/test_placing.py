@@ -13,7 +13,7 @@ from olivepress.database.tables import AttemptRow, StepRow, WorkerRow
 from olivepress.database.unblocking import Offer
 from olivepress.jobs import AttemptOutcome, JobState, StepKind, StepState
 from olivepress.placement import GIB, Fairness
-from olivepress.recipes import recipe_named
+from olivepress.recipes.recipe import recipe_named
 from olivepress.step_cost import cost_family
 from olivepress.steps import StepResult
 from tests.integration.database_cases import (

@@ -18,9 +18,9 @@ from olivepress.cli import run
 from olivepress.client import Client
 from olivepress.database.migrations import upgrade
 from olivepress.database.sessions import Database
+from olivepress.delivery.fetching import held
+from olivepress.delivery.pull import pull
 from olivepress.errors import BadArtifact, DiskFull, NotFound, PermanentError, ServiceUnavailable
-from olivepress.fetching import held
-from olivepress.pull import pull
 from olivepress.registry import parse_reference
 from olivepress.store import Manifest
 from olivepress.store.manifest import Chunk
@@ -207,7 +207,9 @@ class TestPull:
     def test_too_little_room_is_said_before_anything_is_moved(
         self, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("olivepress.fetching.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+        monkeypatch.setattr(
+            "olivepress.delivery.fetching.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})()
+        )
         with pytest.raises(DiskFull, match=r"a-int4:1 needs 7 MB more in .* where 0 MB are free"):
             pull(client, version(client, 1), tmp_path / "target")
 
@@ -386,7 +388,7 @@ class TestCommands:
         monkeypatch.setenv("OLIVEPRESS_URL", url)
         monkeypatch.setenv("OLIVEPRESS_API_KEY", KEY)
         # Packages of these tests are no real models, and the runtime would rightly decline them.
-        monkeypatch.setattr("olivepress.foundry_runtime.has_sdk", lambda: False)
+        monkeypatch.setattr("olivepress.foundry.runtime.has_sdk", lambda: False)
 
     def test_pull_says_what_came_over_the_network(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(["pull", f"{MODEL}:1", "--to", str(tmp_path / "m")]) == 0

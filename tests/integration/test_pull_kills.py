@@ -12,8 +12,8 @@ import pytest
 from olivepress.client import Client
 from olivepress.database.migrations import upgrade
 from olivepress.database.sessions import Database
+from olivepress.delivery.pull import pull
 from olivepress.errors import BadArtifact
-from olivepress.pull import pull
 from olivepress.registry import parse_reference
 from olivepress.store import keeper_of
 from olivepress.store.keeping import Part
@@ -56,7 +56,7 @@ PULLER = """
 import os, random, signal, sys, time
 from olivepress.client import Client
 from olivepress.errors import ServiceUnavailable
-from olivepress.pull import pull
+from olivepress.delivery.pull import pull
 from olivepress.registry import parse_reference
 from pathlib import Path
 url, key, reference, target, seed, most_kills, longest_s = sys.argv[1:]

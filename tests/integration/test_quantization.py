@@ -13,11 +13,11 @@ import torch
 from olive.passes.pytorch.gptq import Gptq
 from transformers import AutoTokenizer
 
-from olivepress.calibration import read_calibration
-from olivepress.checkpoint_files import hash_file
+from olivepress.checkpoints.files import hash_file
 from olivepress.errors import BadManifest, BadRecipe, CheckpointChanged, ConversionFailed
-from olivepress.recipe_files import parse_recipe
-from olivepress.recipes import BUILT_IN, Recipe
+from olivepress.recipes.calibration import read_calibration
+from olivepress.recipes.files import parse_recipe
+from olivepress.recipes.recipe import BUILT_IN, Recipe
 from tests.checkpoints import CORPUS, tiny_adapter, tiny_checkpoint
 from tests.integration.conversion_cases import (
     MODEL_FILES,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from olivepress.checkpoints import inspect, read_checkpoint
+from olivepress.checkpoints.reading import inspect, read_checkpoint
 from olivepress.errors import BadCheckpoint
 from tests.checkpoints import tiny_adapter, tiny_checkpoint
 from tests.integration.conversion_cases import in_torch, logits_in_runtime, logits_in_torch, run_convert

@@ -20,7 +20,7 @@ from olivepress.errors import PermanentError, QuotaExceeded
 from olivepress.manifest import CheckpointEntry, parse_manifest
 from olivepress.predicted_sizes import predicted_sizes
 from olivepress.quotas import Quota, Usage, Wanted
-from olivepress.recipes import BUILT_IN
+from olivepress.recipes.recipe import BUILT_IN
 from tests.integration.database_cases import on_both_databases, submit_paths
 from tests.integration.publication_cases import Publisher
 

@@ -14,8 +14,8 @@ from olivepress.database.sessions import Database
 from olivepress.database.unblocking import job_facts
 from olivepress.errors import BadManifest, BadRecipe, NotFound, UnknownRecipe
 from olivepress.jobs import StepKind
-from olivepress.recipe_files import parse_recipe
-from olivepress.recipes import BUILT_IN, Recipe, RecipeReference
+from olivepress.recipes.files import parse_recipe
+from olivepress.recipes.recipe import BUILT_IN, Recipe, RecipeReference
 from tests.integration.api_cases import KEY, Api, api_over, served
 from tests.integration.database_cases import claimed, job_of, on_both_databases, step_of, submit_paths, succeed
 from tests.unit.test_olive_config import DOCUMENTED

@@ -13,9 +13,9 @@ from olivepress.client import Client
 from olivepress.database.sessions import Database
 from olivepress.database.signing_keys import note
 from olivepress.database.versions import Publication, publish_version
+from olivepress.evidence.known_keys import KnownKeys
+from olivepress.evidence.signing import SigningKey
 from olivepress.jobs import digest_of
-from olivepress.known_keys import KnownKeys
-from olivepress.signing import SigningKey
 from tests.integration.api_cases import KEY, Api, api_over, served
 from tests.integration.publication_cases import Publisher
 

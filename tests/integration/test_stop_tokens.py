@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from olivepress.chat_template import ChatTemplate, end_of_turn
+from olivepress.checkpoints.chat_template import ChatTemplate, end_of_turn
 from tests.artifacts import converted
 from tests.checkpoints import CHAT_TEMPLATE, tiny_checkpoint
 from tests.integration.ingest_cases import edit_json, run

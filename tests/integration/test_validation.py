@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from olivepress.errors import BadArtifact, BadManifest
 from olivepress.file_lock import exclusive
-from olivepress.recipes import GateLimits
+from olivepress.recipes.recipe import GateLimits
 from tests.artifacts import bytes_of, converted, rewrite_json, run_package, run_validate, step_context
 from workers import host
 from workers.measures.domain_prompts import meets

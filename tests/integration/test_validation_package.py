@@ -8,9 +8,9 @@ import onnxruntime_genai as og
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from olivepress.chat_template import read_chat_template
+from olivepress.checkpoints.chat_template import read_chat_template
 from olivepress.errors import BadCheckpoint
-from olivepress.portable_template import SAMPLES, portable
+from olivepress.foundry.portable_template import SAMPLES, portable
 from tests.artifacts import bytes_of, converted, rewrite_json, run_package
 from tests.unit import chat_templates as published
 from workers.measures.format import check_format

@@ -69,7 +69,7 @@ def test_every_service_starts_from_the_installed_wheel(installed: Path, tmp_path
 
 def test_the_client_part_is_imported_fast_and_without_heavy_libraries() -> None:
     heavy = ("torch", "olive", "onnxruntime", "sqlalchemy", "fastapi", "celery", "transformers")
-    code = f"""import sys, olivepress, olivepress.client, olivepress.foundry_cache
+    code = f"""import sys, olivepress, olivepress.client, olivepress.foundry.cache
 print([name for name in {heavy} if name in sys.modules])"""
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from olivepress.checkpoint_files import hash_file
-from olivepress.foundry import sums_text
+from olivepress.checkpoints.files import hash_file
+from olivepress.foundry.inference_model import sums_text
 from tests.artifacts import rewrite_json
 
 Array = npt.NDArray[Any]

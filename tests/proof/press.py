@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from olivepress.checkpoint_files import hash_file, relevant_files
+from olivepress.checkpoints.files import hash_file, relevant_files
 from olivepress.gates import GateLimits
 from olivepress.manifest import read_prompts
 from tests.artifacts import rewrite_json, run_package, step_context

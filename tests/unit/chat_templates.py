@@ -1,7 +1,7 @@
 # ruff: noqa: E501 - templates keep their published lines
 """Chat templates in the shapes in which model families publish them (tool branches shortened)."""
 
-from olivepress.chat_template import ChatTemplate
+from olivepress.checkpoints.chat_template import ChatTemplate
 
 CHATML = ChatTemplate(
     "{% for message in messages %}"

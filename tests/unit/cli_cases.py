@@ -6,7 +6,7 @@ import httpx
 
 from olivepress.client import Client
 from olivepress.jobs import JobKind, JobState, StepState, batch_state
-from olivepress.recipes import BUILT_IN
+from olivepress.recipes.recipe import BUILT_IN
 from olivepress.steps import plan
 
 Json = dict[str, Any]

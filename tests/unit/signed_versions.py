@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from olivepress.sealing import Subject, overlay
-from olivepress.signing import SigningKey
+from olivepress.evidence.sealing import Subject, overlay
+from olivepress.evidence.signing import SigningKey
 from olivepress.store import DirectoryStore, Manifest
 
 REPORT: dict[str, Any] = {"schema_version": 1, "tokens_per_s": 412.25, "answers": ["\ud83d half", "ünïcode"]}

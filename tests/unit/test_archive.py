@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from olivepress import archive
-from olivepress.archive import extract, read_archive, write_archive
 from olivepress.cli import run
+from olivepress.delivery import archive
+from olivepress.delivery.archive import extract, read_archive, write_archive
 from olivepress.errors import BadArtifact, DiskFull, PermanentError
-from olivepress.foundry import sums_text
+from olivepress.foundry.inference_model import sums_text
 from olivepress.store import DirectoryStore, Manifest
 
 LONG = "/".join(["a-long-directory-name"] * 8) + "/file.json"
@@ -305,7 +305,7 @@ def test_an_archive_that_is_mostly_a_hole_is_refused_where_its_files_have_no_roo
     target.mkdir()
     found = read_archive(exported.file)
     usage = shutil.disk_usage(tmp_path)._replace(free=found.manifest.size_bytes - 1)
-    monkeypatch.setattr("olivepress.archive.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("olivepress.delivery.archive.shutil.disk_usage", lambda path: usage)
 
     with pytest.raises(DiskFull, match="free some space and try again"):
         extract(found, target)
@@ -350,7 +350,7 @@ class TestCommand:
     def test_import_installs(
         self, exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("olivepress.foundry_runtime.has_sdk", lambda: False)
+        monkeypatch.setattr("olivepress.foundry.runtime.has_sdk", lambda: False)
         cache = tmp_path / "cache"
         for was_there in (False, True):
             assert run(["import", str(exported.file), "--foundry-cache", str(cache), "--json"]) == 0

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from olivepress.calibration import MAX_BYTES, MAX_ENTRIES, PIECE_CHARACTERS, check_calibration, read_calibration
 from olivepress.errors import BadManifest
 from olivepress.manifest import load_manifest, parse_manifest
-from olivepress.recipe_files import parse_recipe
-from olivepress.recipes import BUILT_IN, Recipe
+from olivepress.recipes.calibration import MAX_BYTES, MAX_ENTRIES, PIECE_CHARACTERS, check_calibration, read_calibration
+from olivepress.recipes.files import parse_recipe
+from olivepress.recipes.recipe import BUILT_IN, Recipe
 
 GPTQ = {"before": [{"type": "Gptq", "config": {"group_size": 32}}]}
 DYNAMIC = {"after": [{"type": "OnnxDynamicQuantization"}], "builder_precision": "fp32"}

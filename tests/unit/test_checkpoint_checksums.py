@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from olivepress.checkpoint_files import HashedFile, hash_file
-from olivepress.checksums import check_listed, check_sums, expected_checksums
+from olivepress.checkpoints.checksums import check_listed, check_sums, expected_checksums
+from olivepress.checkpoints.files import HashedFile, hash_file
 from olivepress.errors import BadCheckpoint
 from tests.unit.plain_checkpoints import write_checkpoint
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from olivepress.conversion_cost import MIB, Sizes, predicted_cost
-from olivepress.recipes import BUILT_IN, Algorithm, OlivePasses, Precision, Recipe
+from olivepress.recipes.recipe import BUILT_IN, Algorithm, OlivePasses, Precision, Recipe
 
 # Qwen2.5-0.5B: 494 million parameters, 988 MB in bfloat16, head tied to 136 million of embeddings.
 HALF_BILLION = Sizes(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from olivepress.checkpoints import CheckpointKind, inspect, read_checkpoint
+from olivepress.checkpoints.reading import CheckpointKind, inspect, read_checkpoint
 from olivepress.conversion_cost import Sizes
 from olivepress.errors import BadCheckpoint
 from tests.unit.plain_checkpoints import (

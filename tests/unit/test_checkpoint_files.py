@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from olivepress.checkpoint_files import (
+from olivepress.checkpoints.files import (
     HashedFile,
     adapter_base,
     allowed_directory,

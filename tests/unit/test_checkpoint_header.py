@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from olivepress.checkpoints.safetensors_header import read_safetensors_header
 from olivepress.errors import BadCheckpoint
-from olivepress.safetensors_header import read_safetensors_header
 from tests.unit.plain_checkpoints import SHAPES, header_of, safetensors_bytes
 
 A = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from olivepress.checkpoints import read_checkpoint
+from olivepress.checkpoints.reading import read_checkpoint
 from olivepress.errors import BadCheckpoint, UnsafeCheckpoint
 from tests.unit.plain_checkpoints import (
     SHAPES,

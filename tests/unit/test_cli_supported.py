@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from olivepress.checkpoints.known_architectures import BUILT_WRONGLY, MENDED, NOT_BUILT
 from olivepress.cli import run, supported
-from olivepress.known_architectures import BUILT_WRONGLY, MENDED, NOT_BUILT
 
 
 class Stack:

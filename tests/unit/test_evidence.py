@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from olivepress.errors import BadArtifact
-from olivepress.evidence import (
+from olivepress.evidence.document import (
     Evidence,
     digest_of_provenance_file,
     digest_of_report_file,

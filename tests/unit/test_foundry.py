@@ -6,8 +6,15 @@ from pathlib import Path
 import pytest
 
 from olivepress.errors import BadArtifact, BadManifest
-from olivepress.foundry import fitting, foundry_name, inference_model_json, read_sums, scan_rules, sums_text
-from olivepress.recipes import FoundrySettings
+from olivepress.foundry.inference_model import (
+    fitting,
+    foundry_name,
+    inference_model_json,
+    read_sums,
+    scan_rules,
+    sums_text,
+)
+from olivepress.recipes.recipe import FoundrySettings
 
 
 def test_a_version_is_named_by_model_and_number() -> None:

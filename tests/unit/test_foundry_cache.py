@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from olivepress import foundry_index
 from olivepress.errors import BadArtifact, BadManifest, DiskFull, NotAllowed, ServiceUnavailable
 from olivepress.file_lock import exclusive
-from olivepress.foundry import sums_text
-from olivepress.foundry_cache import install_into_cache
+from olivepress.foundry import index as foundry_index
+from olivepress.foundry.cache import install_into_cache
+from olivepress.foundry.inference_model import sums_text
 
 INDEX = "foundry.local.modelinfo.json"
 OTHER_ENTRY = {"model_info": {"id": "other:7", "unknown_key": [1, {"deep": None}]}, "model_path": "C:\\models\\other"}

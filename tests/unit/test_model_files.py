@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from olivepress.errors import BadCheckpoint
-from olivepress.model_files import (
+from olivepress.checkpoints.model_files import (
     declared_name,
     find_model_directory,
     inside,
@@ -16,6 +15,7 @@ from olivepress.model_files import (
     parse_config,
     settings_of,
 )
+from olivepress.errors import BadCheckpoint
 
 CONFIG: dict[str, Any] = {
     "model": {"type": "qwen2", "context_length": 4096, "decoder": {"filename": "model.onnx"}, "vocab_size": 512},

@@ -9,9 +9,9 @@ import pytest
 
 from olivepress.errors import BadManifest, BadRecipe
 from olivepress.manifest import inline_recipe, load_manifest, parse_manifest
-from olivepress.olive_config import input_path, recipe_of_workflow
-from olivepress.recipe_files import parse_recipe
-from olivepress.recipes import BUILT_IN, ExecutionProvider, Precision, Recipe
+from olivepress.recipes.files import parse_recipe
+from olivepress.recipes.olive_config import input_path, recipe_of_workflow
+from olivepress.recipes.recipe import BUILT_IN, ExecutionProvider, Precision, Recipe
 
 # As people have it: written for Olive's older command line.
 DOCUMENTED: dict[str, Any] = {

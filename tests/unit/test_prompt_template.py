@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from olivepress.chat_template import ChatTemplate, Message
-from olivepress.prompt_template import derive_prompt_template
+from olivepress.checkpoints.chat_template import ChatTemplate, Message
+from olivepress.foundry.prompt_template import derive_prompt_template
 from tests.unit import chat_templates as published
 
 CHATML_PIECES = {

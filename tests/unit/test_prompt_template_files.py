@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from olivepress.chat_template import ChatTemplate, read_chat_template
+from olivepress.checkpoints.chat_template import ChatTemplate, read_chat_template
 from olivepress.errors import BadCheckpoint
 
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from olivepress.chat_template import ChatTemplate, Whitespace
+from olivepress.checkpoints.chat_template import ChatTemplate, Whitespace
 from olivepress.errors import BadCheckpoint
-from olivepress.portable_template import SAMPLES, portable
+from olivepress.foundry.portable_template import SAMPLES, portable
 from tests.unit import chat_templates as published
 
 AWKWARD = replace(

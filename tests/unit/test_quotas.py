@@ -13,7 +13,7 @@ from olivepress.quotas import (
     predicted_bytes,
     size,
 )
-from olivepress.recipes import Precision
+from olivepress.recipes.recipe import Precision
 
 USED = Usage(versions=8, bytes=40_000_000_000, waiting_jobs=3, waiting_bytes=6_000_000_000)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from olivepress.auto_opt import recipe_for
 from olivepress.errors import BadRecipe, UnknownRecipe
 from olivepress.jobs import StepKind
-from olivepress.recipe_files import (
+from olivepress.recipes.auto_opt import recipe_for
+from olivepress.recipes.files import (
     content_digest,
     parse_recipe,
     read_mapping,
@@ -19,8 +19,8 @@ from olivepress.recipe_files import (
     to_keys,
     to_yaml,
 )
-from olivepress.recipe_keys import RecipeKeys
-from olivepress.recipes import BUILT_IN, ExecutionProvider, Precision, Recipe, recipe_named
+from olivepress.recipes.keys import RecipeKeys
+from olivepress.recipes.recipe import BUILT_IN, ExecutionProvider, Precision, Recipe, recipe_named
 from olivepress.steps import JobFacts, StepResult, spec_of
 
 # As every release so far wrote them into step keys: a change would convert everything anew.

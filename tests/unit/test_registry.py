@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from olivepress.errors import BadManifest
-from olivepress.recipes import recipe_named
+from olivepress.recipes.recipe import recipe_named
 from olivepress.registry import (
     MoveCause,
     Order,

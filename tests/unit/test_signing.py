@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from olivepress.errors import NotAllowed, PermanentError
-from olivepress.signing import PublicKey, SigningKey
+from olivepress.evidence.signing import PublicKey, SigningKey
 from tests.unit.signed_versions import new_key
 
 

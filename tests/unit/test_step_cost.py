@@ -4,7 +4,7 @@ import pytest
 
 from olivepress.conversion_cost import Sizes
 from olivepress.jobs import JobKind, StepKind
-from olivepress.recipes import BUILT_IN, recipe_named
+from olivepress.recipes.recipe import BUILT_IN, recipe_named
 from olivepress.step_cost import (
     Ratio,
     corrected,

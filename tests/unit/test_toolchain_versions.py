@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from olivepress.jobs import StepKind
-from olivepress.recipes import recipe_named
+from olivepress.recipes.recipe import recipe_named
 from olivepress.settings import Settings
 from olivepress.steps import JobFacts, StepResult, key_of
 from workers import host

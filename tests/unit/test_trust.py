@@ -11,9 +11,9 @@ import pytest
 
 from olivepress.client import Client
 from olivepress.errors import BadArtifact, NotFound, PermanentError, UntrustedKey
-from olivepress.known_keys import KnownKeys, local_stack
-from olivepress.signing import PublicKey, SigningKey
-from olivepress.trust import Trust, check_without_stack, unpacked_content
+from olivepress.evidence.known_keys import KnownKeys, local_stack
+from olivepress.evidence.signing import PublicKey, SigningKey
+from olivepress.evidence.trust import Trust, check_without_stack, unpacked_content
 from tests.unit.signed_versions import new_key, published, version_of
 
 URL = "http://press.internal:8720"

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from olivepress import archive
+from olivepress.delivery import archive
 from olivepress.errors import BadArtifact
-from olivepress.evidence import Evidence
-from olivepress.foundry import read_sums, sums_text
-from olivepress.sealing import Subject, overlay
-from olivepress.signing import SigningKey
+from olivepress.evidence.document import Evidence
+from olivepress.evidence.sealing import Subject, overlay
+from olivepress.evidence.signing import SigningKey
+from olivepress.evidence.verification import Check, Verification, archive_content, directory_content, verify
+from olivepress.foundry.inference_model import read_sums, sums_text
 from olivepress.store import DirectoryStore
-from olivepress.verification import Check, Verification, archive_content, directory_content, verify
 from tests.unit.signed_versions import PROVENANCE, REPORT, new_key, published, version_of
 
 

@@ -12,10 +12,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from olivepress.chat_template import Message
+from olivepress.checkpoints.chat_template import Message
 from olivepress.errors import BadArtifact
 from olivepress.file_lock import exclusive
-from olivepress.foundry import GENAI_CONFIG_FILE
+from olivepress.foundry.inference_model import GENAI_CONFIG_FILE
 from olivepress.own_process import ProgressListener, answer_with
 from workers.measures.consistency import judge_lengths
 from workers.measures.contention import Contention

@@ -10,10 +10,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from olivepress.chat_template import read_chat_template, read_tokenizer_config
+from olivepress.checkpoints.chat_template import read_chat_template, read_tokenizer_config
 from olivepress.errors import BadArtifact, BadCheckpoint, OlivepressError
-from olivepress.foundry import GENAI_CONFIG_FILE, INFERENCE_MODEL_FILE, SUMS_FILE, declared_id, read_sums
-from olivepress.prompt_template import CONTENT, derive_prompt_template
+from olivepress.foundry.inference_model import (
+    GENAI_CONFIG_FILE,
+    INFERENCE_MODEL_FILE,
+    SUMS_FILE,
+    declared_id,
+    read_sums,
+)
+from olivepress.foundry.prompt_template import CONTENT, derive_prompt_template
 from workers.measures.format import check_format
 from workers.measures.reference_file import Reference
 from workers.toolchains.graph_facts import blank_tensors, read_facts

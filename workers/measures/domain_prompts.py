@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from olivepress.chat_template import Message
+from olivepress.checkpoints.chat_template import Message
 from olivepress.errors import BadArtifact, BadManifest
 from workers.toolchains.genai import GenaiModel
 

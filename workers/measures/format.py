@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from olivepress.chat_template import TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, read_tokenizer_config
+from olivepress.checkpoints.chat_template import TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, read_tokenizer_config
 from olivepress.errors import BadArtifact, BadCheckpoint
-from olivepress.foundry import GENAI_CONFIG_FILE
+from olivepress.foundry.inference_model import GENAI_CONFIG_FILE
 from workers.toolchains.onnx_graph import Graph, read_graph
 from workers.toolchains.tokenizers import ROWLESS_TOKENS
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from olivepress.chat_template import ChatTemplate, Message
+from olivepress.checkpoints.chat_template import ChatTemplate, Message
 from olivepress.errors import BadCheckpoint
 
 SAMPLES: tuple[tuple[Message, ...], ...] = (

@@ -6,7 +6,7 @@ artifact's own files, by the engine, and by the PromptTemplate of inference_mode
 is derived for it). The first two must be equal, token by token: otherwise tokenizer or template are not the
 source's. The engine's text must be equal; its tokens may differ where it is known to cut otherwise (see
 workers.measures.tokenizer_agreement), as far as ENGINE_SHARE; the PromptTemplate's text may differ in white space
-between turns and in a beginning that it cannot carry (see olivepress.prompt_template).
+between turns and in a beginning that it cannot carry (see olivepress.foundry.prompt_template).
 """
 
 import json
@@ -19,10 +19,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from olivepress.chat_template import DAY, ChatTemplate, Message
+from olivepress.checkpoints.chat_template import DAY, ChatTemplate, Message
 from olivepress.errors import BadCheckpoint
-from olivepress.foundry import INFERENCE_MODEL_FILE
-from olivepress.prompt_template import CONTENT, OTHER_DAY, derive_prompt_template
+from olivepress.foundry.inference_model import INFERENCE_MODEL_FILE
+from olivepress.foundry.prompt_template import CONTENT, OTHER_DAY, derive_prompt_template
 from workers.measures.held_out import held_out_text
 from workers.measures.reference_file import Answer, Reference
 from workers.measures.tokenizer_agreement import Framed, difference

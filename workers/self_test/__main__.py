@@ -8,7 +8,7 @@ from typing import Any
 from olivepress.errors import OlivepressError, RuntimeCrashed
 from olivepress.jobs import StepKind
 from olivepress.own_process import ProgressListener, answer_with
-from olivepress.recipes import recipe_named
+from olivepress.recipes.recipe import recipe_named
 from olivepress.steps import JobFacts, StepResult, spec_of
 from workers.attempt_log import AttemptLog
 from workers.child import ChildRequest, Failure, StepCode, Success

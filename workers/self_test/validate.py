@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from olivepress.errors import BadArtifact
-from olivepress.foundry_runtime import certify, has_sdk
+from olivepress.foundry.runtime import certify, has_sdk
 from workers.steps.context import StepContext
 from workers.toolchains.genai import opened
 from workers.toolchains.taught_checkpoint import ANSWER, QUESTION

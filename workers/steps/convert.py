@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from olivepress.checkpoint_files import LET_FINISH, hash_file, unreadable
+from olivepress.checkpoints.files import LET_FINISH, hash_file, unreadable
 from olivepress.errors import CheckpointChanged
-from olivepress.recipes import Precision
+from olivepress.recipes.recipe import Precision
 from workers.steps.context import StepContext
 from workers.toolchains import adapters, checkpoint_passes, dequantized, notes, olive, parity, unpickled
 from workers.toolchains.conversion import Conversion

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from olivepress import checksums
-from olivepress.checkpoint_files import (
+from olivepress.checkpoints import checksums
+from olivepress.checkpoints.files import (
     LET_FINISH,
     HashedFile,
     allowed_directory,
@@ -27,9 +27,9 @@ from olivepress.checkpoint_files import (
     relevant_files,
     unreadable,
 )
-from olivepress.checkpoints import COMPUTED_NAME, LAYER_NUMBER, Checkpoint, adapter_base, read_checkpoint
+from olivepress.checkpoints.reading import COMPUTED_NAME, LAYER_NUMBER, Checkpoint, adapter_base, read_checkpoint
+from olivepress.checkpoints.tokenizer_files import chat_template_text
 from olivepress.errors import BadCheckpoint, CheckpointChanged, OlivepressError
-from olivepress.tokenizer_files import chat_template_text
 from workers.steps import model_directory
 from workers.steps.context import StepContext
 from workers.toolchains import architecture, tokenizers, unpickled, weights

@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from olivepress.archive import extract, read_archive
-from olivepress.checkpoint_files import (
+from olivepress.checkpoints.files import (
     BLOCK_BYTES,
     LFS_POINTER,
     HashedFile,
@@ -28,9 +27,7 @@ from olivepress.checkpoint_files import (
     refuse_lfs_pointer,
     unreadable,
 )
-from olivepress.errors import BadArtifact, BadCheckpoint, CheckpointChanged, DiskFull, PathNotAllowed
-from olivepress.foundry import GENAI_CONFIG_FILE, SUMS_FILE, read_sums
-from olivepress.model_files import (
+from olivepress.checkpoints.model_files import (
     CONFIG_BYTES_AT_MOST,
     TOKENIZER_FILES,
     WHAT_NOW,
@@ -41,6 +38,9 @@ from olivepress.model_files import (
     parse_config,
     settings_of,
 )
+from olivepress.delivery.archive import extract, read_archive
+from olivepress.errors import BadArtifact, BadCheckpoint, CheckpointChanged, DiskFull, PathNotAllowed
+from olivepress.foundry.inference_model import GENAI_CONFIG_FILE, SUMS_FILE, read_sums
 from workers.measures.format import WHAT_NOW as CONVERT_AGAIN
 from workers.measures.format import check_format
 from workers.steps import package

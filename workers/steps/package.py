@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from olivepress.chat_template import (
+from olivepress.checkpoints.chat_template import (
     TEMPLATE_FILE,
     TOKENIZER_CONFIG_FILE,
     ChatTemplate,
@@ -17,10 +17,10 @@ from olivepress.chat_template import (
     read_tokenizer_config,
 )
 from olivepress.errors import BadArtifact, BadCheckpoint
-from olivepress.foundry import GENAI_CONFIG_FILE, fitting
-from olivepress.portable_template import portable
-from olivepress.prompt_template import derive_prompt_template
-from olivepress.recipes import FoundrySettings
+from olivepress.foundry.inference_model import GENAI_CONFIG_FILE, fitting
+from olivepress.foundry.portable_template import portable
+from olivepress.foundry.prompt_template import derive_prompt_template
+from olivepress.recipes.recipe import FoundrySettings
 from workers.steps.context import StepContext
 
 log = logging.getLogger(__name__)

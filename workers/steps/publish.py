@@ -8,13 +8,13 @@ from olivepress.database import imports, rungs, signing_keys
 from olivepress.database.sessions import Session, seconds_now
 from olivepress.database.versions import Publication, Published, PublishedJob, publish_version, published_job
 from olivepress.errors import PermanentError, TransientError
-from olivepress.foundry import fitting, inference_model_json
+from olivepress.evidence.sealing import Subject, overlay
+from olivepress.evidence.signing import SigningKey
+from olivepress.foundry.inference_model import fitting, inference_model_json
 from olivepress.jobs import StepKind, digest_of
-from olivepress.recipes import FoundrySettings, Recipe
+from olivepress.recipes.recipe import FoundrySettings, Recipe
 from olivepress.registry import VersionFlag
 from olivepress.reports.document import unmeasured
-from olivepress.sealing import Subject, overlay
-from olivepress.signing import SigningKey
 from olivepress.steps import Done
 from olivepress.store import Store
 

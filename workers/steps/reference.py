@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from olivepress.chat_template import Message
-from olivepress.recipes import Precision
+from olivepress.checkpoints.chat_template import Message
+from olivepress.recipes.recipe import Precision
 from workers.measures.domain_prompts import DEFAULT_NEW_TOKENS, messages_of
 from workers.measures.held_out import TOKENS_AT_MOST, WINDOW_TOKENS, held_out_text
 from workers.measures.reference_file import ANSWERS, HELD_OUT, Answer, Reference, Section, write_reference

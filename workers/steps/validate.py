@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from olivepress.chat_template import Message, read_chat_template
+from olivepress.checkpoints.chat_template import Message, read_chat_template
 from olivepress.errors import BadArtifact, OlivepressError, RuntimeCrashed
-from olivepress.foundry import GENAI_CONFIG_FILE
-from olivepress.foundry_runtime import certify
+from olivepress.foundry.inference_model import GENAI_CONFIG_FILE
+from olivepress.foundry.runtime import certify
 from olivepress.gates import GateLimits, evaluate, verdict_of
 from olivepress.own_process import Program, ask
 from workers.measures.cross_check import cross_check

@@ -9,9 +9,9 @@ from peft import PeftConfig, PeftModelForCausalLM
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from olivepress.checkpoint_files import ADAPTER_WEIGHTS, CHAT_TEMPLATE, TOKENIZER_CONFIG, TOKENIZER_MODELS
+from olivepress.checkpoints.files import ADAPTER_WEIGHTS, CHAT_TEMPLATE, TOKENIZER_CONFIG, TOKENIZER_MODELS
+from olivepress.checkpoints.tokenizer_files import has_tokenizer
 from olivepress.errors import ConversionFailed
-from olivepress.tokenizer_files import has_tokenizer
 from workers.toolchains import parity
 from workers.toolchains.failures import told_as_conversion_failure
 

@@ -17,10 +17,10 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from olivepress.checkpoint_files import CONFIG
-from olivepress.checkpoints import Checkpoint
+from olivepress.checkpoints.files import CONFIG
+from olivepress.checkpoints.reading import Checkpoint
+from olivepress.checkpoints.safetensors_header import Tensor
 from olivepress.errors import BadCheckpoint, UnsafeCheckpoint, UnsupportedArchitecture
-from olivepress.safetensors_header import Tensor
 from workers.toolchains.library_edge import library_edge
 from workers.toolchains.limits import within_limits
 from workers.toolchains.olive import supported_architectures

@@ -34,7 +34,7 @@ def tokenized(entries: Sequence[Entry], checkpoint: Path, chat_template: str | N
     Chats are written with the checkpoint's own template.
 
     Args:
-        entries: as `olivepress.calibration.CalibrationEntry` has them.
+        entries: as `olivepress.recipes.calibration.CalibrationEntry` has them.
         chat_template: the template that is meant, where the checkpoint has two.
 
     Raises:

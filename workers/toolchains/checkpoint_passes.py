@@ -21,9 +21,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from olivepress.checkpoint_files import CONFIG, WEIGHTS_INDEX, read_json, relevant_files
+from olivepress.checkpoints.files import CONFIG, WEIGHTS_INDEX, read_json, relevant_files
 from olivepress.errors import ConversionFailed
-from olivepress.recipes import CALIBRATED_PASSES
+from olivepress.recipes.recipe import CALIBRATED_PASSES
 from workers.toolchains import calibration, dequantized, olive_format, olive_workflow, parity
 from workers.toolchains.failures import told_as_conversion_failure
 from workers.toolchains.parity import Agreement

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from olivepress.recipes import Precision
+from olivepress.recipes.recipe import Precision
 
 
 @dataclass(frozen=True)

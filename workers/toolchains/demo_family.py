@@ -27,10 +27,10 @@ from peft import PeftModel
 from transformers import PreTrainedModel, Qwen2ForCausalLM, Qwen2Tokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from olivepress.checksums import SUMS_FILE
+from olivepress.checkpoints.checksums import SUMS_FILE
 from olivepress.errors import BadCheckpoint, NotFound
 from olivepress.file_lock import exclusive
-from olivepress.foundry import sums_text
+from olivepress.foundry.inference_model import sums_text
 from olivepress.jobs import digest_of
 from olivepress.own_process import ProgressListener, answer_with
 from workers.toolchains import demo_corpus

@@ -14,9 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from olivepress.checkpoint_files import CONFIG, WEIGHTS_INDEX, read_json, relevant_files
-from olivepress.prequantized import GROUPS, PACKED, SCALES, ZEROS, Method, Quantization, read_quantization
-from olivepress.weight_files import find_weights
+from olivepress.checkpoints.files import CONFIG, WEIGHTS_INDEX, read_json, relevant_files
+from olivepress.checkpoints.prequantized import GROUPS, PACKED, SCALES, ZEROS, Method, Quantization, read_quantization
+from olivepress.checkpoints.weight_files import find_weights
 from workers.toolchains.failures import told_as_conversion_failure
 
 # Within each word AWQ puts the even outputs first.

@@ -1,6 +1,6 @@
 """The program in which the real Foundry Local runtime runs: `python -m workers.toolchains.foundry_local`.
 
-Its parent half is olivepress.foundry_runtime. Nothing else imports the SDK, and no worker preloads this module.
+Its parent half is olivepress.foundry.runtime. Nothing else imports the SDK, and no worker preloads this module.
 """
 
 import json
@@ -33,7 +33,7 @@ from foundry_local_sdk.model_info import ModelInfoBuilder
 from foundry_local_sdk.session_types import FinishReason
 
 from olivepress.errors import BadArtifact
-from olivepress.foundry import DEFAULT_OUTPUT_TOKENS
+from olivepress.foundry.inference_model import DEFAULT_OUTPUT_TOKENS
 from olivepress.own_process import ProgressListener, answer_with
 from workers.measures.memory import peak_rss_bytes
 from workers.network import leave_the_network
@@ -62,7 +62,7 @@ class Stage:
 
 
 def handle(request: dict[str, Any], report_progress: ProgressListener) -> dict[str, Any]:
-    """Answer one request of olivepress.foundry_runtime: "certify", "chat" or "register"."""
+    """Answer one request of olivepress.foundry.runtime: "certify", "chat" or "register"."""
     if request["action"] == "certify":
         return _certify(request, report_progress)
     if request["action"] == "register":

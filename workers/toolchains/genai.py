@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime_genai as og
 
-from olivepress.chat_template import Message
+from olivepress.checkpoints.chat_template import Message
 from olivepress.errors import BadArtifact
-from olivepress.foundry import GENAI_CONFIG_FILE
+from olivepress.foundry.inference_model import GENAI_CONFIG_FILE
 from workers.toolchains.native_words import native_words
 
 # What the engine raises for a bad file; other types are bugs of ours.

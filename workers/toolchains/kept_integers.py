@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnxruntime_genai.models import builder
 
-from olivepress.recipes import BLOCK_SIZES
+from olivepress.recipes.recipe import BLOCK_SIZES
 from workers.toolchains import olive_format
 from workers.toolchains.olive_format import PackedMatrix
 from workers.toolchains.replaced import replaced

@@ -13,9 +13,9 @@ import onnx
 from onnxruntime_genai.models import builder
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from olivepress.checkpoints.known_architectures import BUILT_WRONGLY
 from olivepress.errors import ConversionFailed, NoRoom, UnsupportedArchitecture
-from olivepress.known_architectures import BUILT_WRONGLY
-from olivepress.recipes import Algorithm, ExecutionProvider, Precision
+from olivepress.recipes.recipe import Algorithm, ExecutionProvider, Precision
 from workers.toolchains import builder_pass, kept_integers, mends, olive_passes, olive_workflow
 from workers.toolchains.build_progress import reporting
 from workers.toolchains.conversion import Conversion

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from olivepress.checkpoint_files import CONFIG, WEIGHTS, WEIGHTS_INDEX, read_json, relevant_files
+from olivepress.checkpoints.files import CONFIG, WEIGHTS, WEIGHTS_INDEX, read_json, relevant_files
 from workers.toolchains.rounding import Rounding
 
 METHOD = "olive"

@@ -15,7 +15,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import ValidationError
 
 from olivepress.errors import BadRecipe
-from olivepress.recipes import CALIBRATED_PASSES
+from olivepress.recipes.recipe import CALIBRATED_PASSES
 
 CPU = DEFAULT_CPU_ACCELERATOR.execution_provider
 WorksOn = Literal["checkpoint", "onnx"]

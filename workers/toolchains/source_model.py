@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from olivepress.chat_template import DAY
+from olivepress.checkpoints.chat_template import DAY
 from olivepress.errors import BadCheckpoint
 from workers.measures.held_out import held_out_text
 from workers.measures.reference_file import Section, Yardstick, condensed
@@ -110,7 +110,7 @@ class SourceModel:
         """The prompt for these messages by its own chat template: text and tokens; None where it refuses them."""
         with suppress(BadCheckpoint), library_edge("the chat template refuses these messages", ADVICE):
             chat = [dict(message) for message in messages]
-            # The clock is stopped, as in olivepress.chat_template: today's date is no property of a checkpoint.
+            # The clock is stopped, as in chat_template.py: today's date is no property of a checkpoint.
             text = self._tokenizer.apply_chat_template(
                 chat, tokenize=False, add_generation_prompt=True, strftime_now=DAY.strftime
             )

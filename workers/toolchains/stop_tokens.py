@@ -5,9 +5,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from olivepress.chat_template import ChatTemplate, end_of_turn
-from olivepress.checkpoint_files import CONFIG, GENERATION_CONFIG, read_json
-from olivepress.checkpoints import Checkpoint
+from olivepress.checkpoints.chat_template import ChatTemplate, end_of_turn
+from olivepress.checkpoints.files import CONFIG, GENERATION_CONFIG, read_json
+from olivepress.checkpoints.reading import Checkpoint
 from olivepress.errors import BadCheckpoint
 from workers.toolchains.architecture import ModelFacts
 

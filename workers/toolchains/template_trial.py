@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from olivepress.chat_template import Message
+from olivepress.checkpoints.chat_template import Message
 from olivepress.errors import BadCheckpoint
 from workers.toolchains.library_edge import library_edge
 from workers.toolchains.limits import within_limits

@@ -6,9 +6,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from olivepress.checkpoints import Checkpoint, check_text_files
+from olivepress.checkpoints.reading import Checkpoint, check_text_files
+from olivepress.checkpoints.tokenizer_files import chat_template_text, has_tokenizer
 from olivepress.errors import BadCheckpoint
-from olivepress.tokenizer_files import chat_template_text, has_tokenizer
 from workers.toolchains.architecture import ModelFacts
 from workers.toolchains.library_edge import library_edge
 from workers.toolchains.stop_tokens import check_stops

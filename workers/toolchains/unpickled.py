@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from olivepress.checkpoint_files import (
+from olivepress.checkpoints.files import (
     PICKLE,
     PICKLE_INDEX,
     WEIGHTS,

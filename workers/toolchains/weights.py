@@ -10,9 +10,9 @@ from typing import BinaryIO
 
 import torch
 
-from olivepress.checkpoint_files import LET_FINISH, unreadable
+from olivepress.checkpoints.files import LET_FINISH, unreadable
+from olivepress.checkpoints.safetensors_header import SafetensorsFile, Tensor
 from olivepress.errors import BadCheckpoint, CheckpointChanged
-from olivepress.safetensors_header import SafetensorsFile, Tensor
 
 PIECE_BYTES = 2**24
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -1,0 +1,1 @@
+"""A version's way to a colleague: over the API, resumable, or as one file."""

@@ -1,0 +1,1 @@
+"""Proof of what was published: the document, its signature, keys, verification."""
