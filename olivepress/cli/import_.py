@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from olivepress.cli.gates import Gates, read_gates
 from olivepress.cli.install import register_by_sdk
 from olivepress.cli.options import AsJson
 from olivepress.cli.output import connect, download_bar, emit, say
-from olivepress.cli.watch import follow
+from olivepress.cli.watch import show_accepted
 from olivepress.client import full_disk_is_named
 from olivepress.delivery import archive
 from olivepress.errors import BadCheckpoint, BadManifest, PermanentError
@@ -116,13 +115,7 @@ def _into_stack(source: Path, wanted: dict[str, Any], *, watch: bool | None, as_
     with connect() as client:
         submitted = client.import_model(order)
         (job_id,) = submitted["jobs"]
-        if sys.stdout.isatty() if watch is None else watch:
-            typer.echo(f"job {job_id} imports {order.name}", err=True)
-            follow(client, submitted["id"], as_json=as_json)
-        elif as_json:
-            emit(submitted)
-        else:
-            typer.echo(f"job {job_id} imports {order.name}; see it: olivepress watch {submitted['id']}")
+        show_accepted(client, submitted, f"job {job_id} imports {order.name}", watch=watch, as_json=as_json)
 
 
 def _own_name(path: Path) -> str:

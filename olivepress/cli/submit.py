@@ -1,15 +1,14 @@
 """`olivepress submit`: checkpoints, or a manifest, become a batch."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from olivepress.cli.options import AsJson
-from olivepress.cli.output import connect, emit
-from olivepress.cli.watch import follow
+from olivepress.cli.output import connect
+from olivepress.cli.watch import show_accepted
 from olivepress.errors import BadManifest
 from olivepress.manifest import (
     HUB_PREFIX,
@@ -114,13 +113,7 @@ def submit(  # one parameter for each option
     with connect() as client:
         submitted = client.submit(wanted)
         accepted = f"batch {submitted['id']} with {_jobs(len(submitted['jobs']))}"
-        if sys.stdout.isatty() if watch is None else watch:
-            typer.echo(accepted, err=True)
-            follow(client, submitted["id"], as_json=as_json)
-        elif as_json:
-            emit(submitted)
-        else:
-            typer.echo(f"{accepted}; see it: olivepress watch {submitted['id']}")
+        show_accepted(client, submitted, accepted, watch=watch, as_json=as_json)
 
 
 def _jobs(count: int) -> str:

@@ -1,6 +1,5 @@
 """`olivepress validate`: a published version is measured again."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +8,8 @@ from pydantic import ValidationError
 
 from olivepress.cli.gates import Gates, read_gates
 from olivepress.cli.options import AsJson, Team
-from olivepress.cli.output import connect, emit
-from olivepress.cli.watch import follow
+from olivepress.cli.output import connect
+from olivepress.cli.watch import show_accepted
 from olivepress.client import DEFAULT_TEAM
 from olivepress.errors import BadManifest
 from olivepress.job_orders import ValidationOrder
@@ -57,10 +56,5 @@ def validate(
     with connect() as client:
         submitted = client.validate(parse_reference(reference), order, team)
         (job_id,) = submitted["jobs"]
-        if sys.stdout.isatty() if watch is None else watch:
-            typer.echo(f"job {job_id} measures {reference} again", err=True)
-            follow(client, submitted["id"], as_json=as_json)
-        elif as_json:
-            emit(submitted)
-        else:
-            typer.echo(f"job {job_id} measures {reference} again; see its report: olivepress report --job {job_id}")
+        accepted, see = f"job {job_id} measures {reference} again", f"olivepress report --job {job_id}"
+        show_accepted(client, submitted, accepted, watch=watch, as_json=as_json, see=see)

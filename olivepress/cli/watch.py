@@ -1,5 +1,6 @@
 """`olivepress watch`: follow a batch, then show what became of it."""
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -51,6 +52,32 @@ def follow(client: Client, batch_id: int, *, as_json: bool) -> None:
         show_outcome(batch, console())
     if batch["state"] != JobState.SUCCEEDED:
         raise typer.Exit(FAILED)
+
+
+def show_accepted(
+    client: Client,
+    submitted: dict[str, Any],
+    accepted: str,
+    *,
+    watch: bool | None,
+    as_json: bool,
+    see: str | None = None,
+) -> None:
+    """Say what was accepted, or follow it where that was asked for or somebody looks.
+
+    Args:
+        submitted: the API's answer, with the batch's id.
+        watch: None: on a terminal.
+        see: the command that shows it; None: the one that watches the batch.
+    """
+    if sys.stdout.isatty() if watch is None else watch:
+        typer.echo(accepted, err=True)
+        follow(client, submitted["id"], as_json=as_json)
+    elif as_json:
+        emit(submitted)
+    else:
+        see = see or f"olivepress watch {submitted['id']}"
+        typer.echo(f"{accepted}; see it: {see}")
 
 
 def show_outcome(batch: dict[str, Any], to: Console) -> None:

@@ -7,6 +7,7 @@ from sqlalchemy import inspect, or_, select
 from sqlalchemy.orm import Session
 
 from olivepress.database.deletion import has_files
+from olivepress.database.new_steps import steps_from_ingest
 from olivepress.database.sessions import seconds_now
 from olivepress.database.tables import (
     AliasRow,
@@ -21,9 +22,8 @@ from olivepress.database.tables import (
 from olivepress.database.unblocking import done_steps, job_facts
 from olivepress.database.version_flags import flag, unflag
 from olivepress.database.workers import alive
-from olivepress.jobs import FINAL_JOB_STATES, JobKind, JobState, StepKind, StepState, rank
+from olivepress.jobs import FINAL_JOB_STATES, JobKind, JobState, StepKind, StepState
 from olivepress.registry import VersionFlag
-from olivepress.step_cost import INGEST_BYTES
 from olivepress.steps import ONCE_A_JOB, ingest_location, key_of
 
 MADE_AGAIN = (StepKind.INGEST, StepKind.QUANTIZE, StepKind.CONVERT, StepKind.PACKAGE)
@@ -251,24 +251,7 @@ def _insert(session: Session, job: JobRow, last: StepRow, name: str) -> int:
         StepRow.position <= last.position,
         or_(StepRow.rung == last.rung, StepRow.kind.in_(ONCE_A_JOB)),
     )
-    for place, made in enumerate(session.scalars(query.order_by(StepRow.position)).all()):
-        session.add(
-            StepRow(
-                job_id=again.id,
-                kind=made.kind,
-                position=place,
-                rung=made.rung,
-                state=(StepState.BLOCKED if place else StepState.QUEUED).value,
-                team=job.team,
-                pool=job.pool,
-                rank=rank(job.priority, place),
-                memory_bytes=0 if place else INGEST_BYTES,
-                scratch_bytes=0,
-                key=None if place else location,
-                run_at=now,
-                fence=0,
-                attempts=0,
-            )
-        )
+    kinds = [(StepKind(made.kind), made.rung) for made in session.scalars(query.order_by(StepRow.position))]
+    session.add_all(steps_from_ingest(again, kinds, location, now))
     session.flush()
     return again.id

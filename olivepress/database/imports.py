@@ -7,15 +7,15 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from olivepress.database.batches import known_batch, store_prompts
+from olivepress.database.new_steps import steps_from_ingest
 from olivepress.database.quotas import check_quota
 from olivepress.database.sessions import seconds_now
-from olivepress.database.tables import BatchRow, JobRow, Json, StepRow
+from olivepress.database.tables import BatchRow, JobRow, Json
 from olivepress.database.upsert import upsert
-from olivepress.jobs import BatchId, JobId, JobKind, JobState, StepState, rank
+from olivepress.jobs import BatchId, JobId, JobKind, JobState
 from olivepress.manifest import DomainPrompt
 from olivepress.quotas import Wanted
 from olivepress.recipes.recipe import Recipe
-from olivepress.step_cost import INGEST_BYTES
 from olivepress.steps import ingest_location, plan
 
 
@@ -65,25 +65,7 @@ def insert_import(session: Session, wanted: WantedImport, idempotency_key: str |
     session.flush()
     location = ingest_location(batch_id, wanted.path, None, None, JobKind.IMPORT)
     kinds = plan(JobKind.IMPORT, wanted.recipe, is_validated=wanted.unvalidated is None)
-    for position, kind in enumerate(kinds):
-        session.add(
-            StepRow(
-                job_id=job.id,
-                kind=kind.value,
-                position=position,
-                rung=0,
-                state=(StepState.BLOCKED if position else StepState.QUEUED).value,
-                team=wanted.team,
-                pool=wanted.pool,
-                rank=rank(wanted.priority, position),
-                memory_bytes=0 if position else INGEST_BYTES,
-                scratch_bytes=0,
-                key=None if position else location,
-                run_at=now,
-                fence=0,
-                attempts=0,
-            )
-        )
+    session.add_all(steps_from_ingest(job, [(kind, 0) for kind in kinds], location, now))
     session.flush()
     return BatchId(batch_id), JobId(job.id), True
 

@@ -8,14 +8,15 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from olivepress.database.batches import store_prompts
+from olivepress.database.new_steps import blocked_step
 from olivepress.database.sessions import seconds_now
-from olivepress.database.tables import BatchRow, JobRow, Json, ModelRow, StepRow, VersionRow, WorkerRow
+from olivepress.database.tables import BatchRow, JobRow, Json, ModelRow, StepRow, VersionRow
 from olivepress.database.unblocking import HasArtifact, Offer, advance
 from olivepress.database.upsert import upsert
 from olivepress.database.workers import alive
 from olivepress.errors import BadArtifact, PermanentError
 from olivepress.gates import parse_limits
-from olivepress.jobs import BatchId, JobId, JobKind, JobState, StepKind, StepState, rank
+from olivepress.jobs import BatchId, JobId, JobKind, JobState, StepKind, StepState
 from olivepress.manifest import DomainPrompt
 from olivepress.recipes.recipe import Recipe
 from olivepress.steps import ONCE_A_JOB, plan
@@ -145,21 +146,7 @@ def _insert_steps(session: Session, job: JobRow, made: Mapping[StepKind, StepRow
     is_kept = {kind: kind in made and _is_kept(made[kind], has_artifact) for kind in wanted}
     kinds = [kind for kind in wanted if kind is StepKind.VALIDATE or is_kept[kind]]
     for position, kind in enumerate(kinds):
-        step = StepRow(
-            job_id=job.id,
-            kind=kind.value,
-            position=position,
-            rung=0,
-            state=StepState.BLOCKED.value,
-            team=job.team,
-            pool=job.pool,
-            rank=rank(job.priority, position),
-            memory_bytes=0,
-            scratch_bytes=0,
-            run_at=now,
-            fence=0,
-            attempts=0,
-        )
+        step = blocked_step(job, kind, position, now)
         if kind is not StepKind.VALIDATE:
             source = made[kind]
             step.state, step.key, step.fingerprint = StepState.SUCCEEDED.value, source.key, source.fingerprint
@@ -181,19 +168,8 @@ def _offer(session: Session, again: Again) -> Offer:
     for worker in alive(session):
         is_of_pool = again.pool is None or again.pool in worker.pools
         if is_of_pool and again.runtime in (None, worker.toolchain.get(RUNTIME)):
-            return offer_of(worker)
+            return Offer.of(worker)
     return Offer("", "", "")
-
-
-def offer_of(worker: WorkerRow) -> Offer:
-    """What a worker's row says that it can run."""
-    return Offer(
-        worker_id=worker.id,
-        fingerprint=worker.fingerprint,
-        timed_fingerprint=worker.timed_fingerprint,
-        pools=tuple(worker.pools),
-        allowance_bytes=worker.allowance_bytes,
-    )
 
 
 def validations(session: Session, version_ids: Sequence[int]) -> dict[int, list[Json]]:

@@ -6,6 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from olivepress.database.figures import figures_in
+from olivepress.database.new_steps import blocked_step
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import JobRow, Json, StepRow
 from olivepress.gates import Verdict
@@ -35,24 +36,7 @@ def climb(session: Session, job: JobRow) -> bool:
     publish.rank = rank(job.priority, publish.position)
     session.flush()
     now = session.scalar(select(DatabaseNow())) or 0.0
-    session.add_all(
-        StepRow(
-            job_id=job.id,
-            kind=kind.value,
-            position=position,
-            rung=job.rung,
-            state=StepState.BLOCKED.value,
-            team=job.team,
-            pool=job.pool,
-            rank=rank(job.priority, position),
-            memory_bytes=0,
-            scratch_bytes=0,
-            run_at=now,
-            fence=0,
-            attempts=0,
-        )
-        for position, kind in enumerate(kinds, first)
-    )
+    session.add_all(blocked_step(job, kind, position, now, rung=job.rung) for position, kind in enumerate(kinds, first))
     session.flush()
     return True
 

@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 from olivepress.database.dispatching import fits, need_of, room_of
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.steps import fail_waiting
-from olivepress.database.tables import StepRow, WorkerRow
+from olivepress.database.tables import StepRow
 from olivepress.database.unblocking import HasArtifact, Offer, rekey
 from olivepress.database.workers import alive
 from olivepress.jobs import StepState
@@ -48,7 +48,7 @@ def look_after_stranded(session: Session, has_artifact: HasArtifact, fail_after_
         without_key = Need(need.memory_bytes, need.scratch_bytes, need.pool)
         other = next((worker for worker in workers if room_of(worker).fits(without_key)), None)
         if other is not None:
-            rekey(session, row, _offer(other), has_artifact)
+            rekey(session, row, Offer.of(other), has_artifact)
             continue
         row.unplaceable = why_nowhere(without_key, rooms)
         row.unplaceable_since = row.unplaceable_since or now
@@ -56,13 +56,3 @@ def look_after_stranded(session: Session, has_artifact: HasArtifact, fail_after_
             fail_waiting(session, row, f"no worker could take this step for {fail_after_s:.0f} s: {row.unplaceable}")
             failed.append(row.id)
     return failed
-
-
-def _offer(worker: WorkerRow) -> Offer:
-    return Offer(
-        worker_id=worker.id,
-        fingerprint=worker.fingerprint,
-        timed_fingerprint=worker.timed_fingerprint,
-        pools=tuple(worker.pools),
-        allowance_bytes=worker.allowance_bytes,
-    )

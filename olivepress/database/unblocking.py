@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from olivepress import jobs
 from olivepress.database import conclusions, costs, rungs
 from olivepress.database.sessions import DatabaseNow
-from olivepress.database.tables import CalibrationRow, JobRow, PromptSetRow, RememberedRow, StepRow
+from olivepress.database.tables import CalibrationRow, JobRow, PromptSetRow, RememberedRow, StepRow, WorkerRow
 from olivepress.errors import GateFailed
 from olivepress.gates import Verdict
 from olivepress.jobs import JobKind, StepKind, StepState
@@ -32,6 +32,17 @@ class Offer:
     """The toolchain on this class of hardware: what a measurement depends on."""
     pools: tuple[str, ...] = (DEFAULT_POOL,)
     allowance_bytes: int = 2**40
+
+    @classmethod
+    def of(cls, worker: WorkerRow) -> "Offer":
+        """What a worker's row says that it can run."""
+        return cls(
+            worker_id=worker.id,
+            fingerprint=worker.fingerprint,
+            timed_fingerprint=worker.timed_fingerprint,
+            pools=tuple(worker.pools),
+            allowance_bytes=worker.allowance_bytes,
+        )
 
     def fingerprint_for(self, kind: StepKind) -> str | None:
         """The fingerprint that enters a step's key; None where the result does not depend on the toolchain."""
