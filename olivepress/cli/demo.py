@@ -36,6 +36,7 @@ from olivepress.settings import Settings
 
 RECIPES = ["cpu-int4", "cpu-int8"]
 DEATH_TOLD_WITHIN_S = 3.0
+LOOK_EVERY_S = 0.25
 TRAINING = Program("workers.toolchains.demo_family", "the training of the demo family", time_limit_s=None)
 
 
@@ -76,8 +77,9 @@ def demo(
         to.print(f"  Flower             {stack.access.flower_url}  (password in {stack.access.flower_password_file})\n")
         key = Path(stack.access.admin_key_file).read_text().strip()
         with Client(stack.access.url, key) as client, _death_told(stack):
-            interrupts.check()
-            batch = _press(client, family, recipe or RECIPES, _looking(stack, interrupts), to)
+            looking = _looking(stack, interrupts)
+            _wait_for_worker(client, looking, to)
+            batch = _press(client, family, recipe or RECIPES, looking, to)
             interrupts.check()
             exchanges = _install_and_chat(client, batch, family, home / "foundry-cache", to)
     to.print(f"\nThe demo took {duration(time.monotonic() - started)}; everything lies in {home}", soft_wrap=True)
@@ -118,6 +120,14 @@ def _looking(stack: Stack, interrupts: "_Interrupts") -> Callable[[float], None]
         time.sleep(seconds)
 
     return sleep
+
+
+def _wait_for_worker(client: Client, sleep: Callable[[float], None], to: Console) -> None:
+    """Until the stack's worker has loaded its toolchain: a part that does not come up ends the demo by `sleep`."""
+    with to.status("the worker loads torch, Olive and onnxruntime"):
+        sleep(0.0)
+        while not any(worker["alive"] for worker in client.workers()):
+            sleep(LOOK_EVERY_S)
 
 
 def _press(
