@@ -3,9 +3,10 @@
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 
 from api.routes import DEFAULT_TEAM, MAX_ID, BeforeId, Stack, Team
+from api.routes.accepting import IdempotencyKey, answer_accepted
 from api.schemas import Batch, BatchSummary, SubmittedBatch
 from olivepress import submission
 from olivepress.database import cancelling, views
@@ -22,19 +23,11 @@ def submit(
     manifest: Manifest,
     response: Response,
     stack: Stack,
-    idempotency_key: Annotated[
-        str | None,
-        Header(min_length=1, max_length=200, description="The same key again gives the batch that it gave first."),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> SubmittedBatch:
     """Accept every checkpoint with every recipe as one job each. The checkpoints are read later, by a worker."""
     accepted = submission.submit(stack.database, manifest, stack.settings.roots, idempotency_key)
-    if accepted.is_new:
-        stack.ring()
-    response.headers["Location"] = f"/v1/batches/{accepted.batch_id}"
-    with stack.database.read() as session:
-        state = views.batch_summary(session, accepted.batch_id)["state"]
-    return SubmittedBatch(id=accepted.batch_id, jobs=list(accepted.job_ids), state=state)
+    return answer_accepted(stack, accepted, response)
 
 
 @router.get("", response_model=list[BatchSummary], summary="List batches, newest first")

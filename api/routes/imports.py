@@ -1,14 +1,13 @@
 """Imports: models that were made elsewhere."""
 
 from http import HTTPStatus
-from typing import Annotated
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Response
 
 from api.routes import Stack
+from api.routes.accepting import IdempotencyKey, answer_accepted
 from api.schemas import SubmittedBatch
 from olivepress import importing
-from olivepress.database import views
 from olivepress.job_orders import ImportOrder
 
 router = APIRouter(prefix="/imports", tags=["models"])
@@ -19,19 +18,11 @@ def submit(
     order: ImportOrder,
     response: Response,
     stack: Stack,
-    idempotency_key: Annotated[
-        str | None,
-        Header(min_length=1, max_length=200, description="The same key again gives the batch that it gave first."),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> SubmittedBatch:
     """A job that checks an ONNX model directory, or an exported version, measures it and publishes it.
 
     The path is the worker's, under an allowed root, as those of checkpoints are.
     """
     accepted = importing.submit_import(stack.database, order, idempotency_key)
-    if accepted.is_new:
-        stack.ring()
-    response.headers["Location"] = f"/v1/batches/{accepted.batch_id}"
-    with stack.database.read() as session:
-        state = views.batch_summary(session, accepted.batch_id)["state"]
-    return SubmittedBatch(id=accepted.batch_id, jobs=list(accepted.job_ids), state=state)
+    return answer_accepted(stack, accepted, response)

@@ -7,10 +7,11 @@ from fastapi import APIRouter, Response
 from api.measuring_schemas import Recertification, Recertifications, StartedRecertifications
 from api.model_schemas import Validation
 from api.routes import DEFAULT_TEAM, Stack, Team
+from api.routes.accepting import answer_accepted
 from api.routes.models import ModelName, Reference, reference_of
 from api.schemas import SubmittedBatch
 from olivepress import measuring_again, recertification
-from olivepress.database import remeasuring, views
+from olivepress.database import remeasuring
 from olivepress.database.tables import Json
 from olivepress.database.versions import find_version
 from olivepress.job_orders import ValidationOrder
@@ -26,11 +27,7 @@ def validate(
 ) -> SubmittedBatch:
     """A job that measures the version anew; nothing is published, and no alias moves. Its report is the job's."""
     accepted = measuring_again.validate(stack.database, stack.store.has, team, reference_of(name, ref), order)
-    stack.ring()
-    response.headers["Location"] = f"/v1/batches/{accepted.batch_id}"
-    with stack.database.read() as session:
-        state = views.batch_summary(session, accepted.batch_id)["state"]
-    return SubmittedBatch(id=accepted.batch_id, jobs=list(accepted.job_ids), state=state)
+    return answer_accepted(stack, accepted, response)
 
 
 @router.get(

@@ -8,7 +8,7 @@ from sqlalchemy import JSON, BigInteger, Double, Text, case, insert, literal, nu
 from sqlalchemy.orm import Session
 
 from olivepress.database.many_rows import many_rows
-from olivepress.database.sessions import DatabaseNow
+from olivepress.database.sessions import seconds_now
 from olivepress.database.tables import BatchRow, CalibrationRow, JobRow, PromptSetRow, StepRow
 from olivepress.database.upsert import upsert
 from olivepress.jobs import BatchId, JobId, JobKind, JobState, StepKind, StepState, digest_of, rank
@@ -70,7 +70,7 @@ def insert_batch(
     Returns:
         None if another submission of this team took the idempotency key first, also in this very moment.
     """
-    now = session.scalar(select(DatabaseNow())) or 0.0
+    now = seconds_now(session)
     values = {"team": manifest.team, "name": manifest.name, "idempotency_key": idempotency_key, "created_at": now}
     new = upsert(session, BatchRow).values(values).on_conflict_do_nothing(index_elements=["team", "idempotency_key"])
     batch_id = session.scalar(new.returning(BatchRow.id))
@@ -101,27 +101,9 @@ def _insert_jobs(
 ) -> list[int]:
     """Ids of the new jobs, in the order of `wanted`."""
     recipes = list({job.recipe.name: job.recipe for job in wanted}.values())
-    places = {recipe.name: place for place, recipe in enumerate(recipes)}
-    shared_prompts = store_prompts(session, manifest.prompts) if manifest.prompts else None
-    shared_text = _store_calibration(session, manifest.calibration) if manifest.calibration else None
+    found = many_rows(session, _job_values(session, manifest, wanted, [recipe.name for recipe in recipes]))
     rungs = [{"recipe": rung.recipe.to_dict(), "suffix": rung.suffix} for rung in ladder]
-    soak = parse_soak(manifest.soak) if manifest.soak else None
-    found = many_rows(
-        session,
-        [
-            (
-                job.checkpoint_name,
-                job.entry.path,
-                job.entry.base,
-                job.model_name,
-                store_prompts(session, job.entry.prompts) if job.entry.prompts else shared_prompts,
-                places[job.recipe.name],
-                job.entry.chat_template,
-                _store_calibration(session, job.entry.calibration) if job.entry.calibration else shared_text,
-            )
-            for job in wanted
-        ],
-    )
+    soak = parse_soak(manifest.soak)
     by_recipe = [(found.number(5) == place, recipe) for place, recipe in enumerate(recipes)]
     values: dict[Any, Any] = {
         JobRow.batch_id: literal(batch.id),
@@ -151,6 +133,32 @@ def _insert_jobs(
     session.execute(insert(JobRow).from_select(list(values), rows, include_defaults=False))
     # They went in one after the other, so their ids ascend as they do.
     return list(session.scalars(select(JobRow.id).where(JobRow.batch_id == batch.id).order_by(JobRow.id)))
+
+
+def _job_values(
+    session: Session, manifest: Manifest, wanted: list[WantedJob], recipes: list[str]
+) -> list[tuple[str | int | None, ...]]:
+    """What jobs of one batch do not have in common, in the order in which `_insert_jobs` reads it.
+
+    Args:
+        recipes: names; a job has the place of its own.
+    """
+    shared_prompts = store_prompts(session, manifest.prompts) if manifest.prompts else None
+    shared_text = _store_calibration(session, manifest.calibration) if manifest.calibration else None
+    places = {name: place for place, name in enumerate(recipes)}
+    return [
+        (
+            job.checkpoint_name,
+            job.entry.path,
+            job.entry.base,
+            job.model_name,
+            store_prompts(session, job.entry.prompts) if job.entry.prompts else shared_prompts,
+            places[job.recipe.name],
+            job.entry.chat_template,
+            _store_calibration(session, job.entry.calibration) if job.entry.calibration else shared_text,
+        )
+        for job in wanted
+    ]
 
 
 def _insert_steps(

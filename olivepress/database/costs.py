@@ -3,7 +3,7 @@
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from olivepress.database.sessions import DatabaseNow
+from olivepress.database.sessions import seconds_now
 from olivepress.database.tables import LearnedCostRow
 from olivepress.database.upsert import upsert
 from olivepress.jobs import StepKind
@@ -40,7 +40,7 @@ def learn(session: Session, kind: StepKind, recipe: Recipe, done: Done, used: St
     if not (used.memory_bytes and used.seconds is not None and predicted_cost.memory_bytes and predicted_cost.seconds):
         return
     key = (kind.value, cost_family_of(ingested, recipe))
-    now = session.scalars(select(DatabaseNow())).one()
+    now = seconds_now(session)
     # Two first attempts of a family may end together: the second finds the row that this leaves.
     values = {"kind": key[0], "family": key[1], "memory_ratio": 1.0, "seconds_ratio": 1.0, "attempts": 0}
     session.execute(upsert(session, LearnedCostRow).values(updated_at=now, **values).on_conflict_do_nothing())

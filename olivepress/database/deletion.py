@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
 from olivepress.database.quotas import check_version
-from olivepress.database.sessions import DatabaseNow
+from olivepress.database.sessions import DatabaseNow, seconds_now
 from olivepress.database.tables import AliasRow, ModelRow, VersionRow
 from olivepress.database.versions import find_version, move_alias, standing
 from olivepress.errors import Guarded, PermanentError
@@ -51,7 +51,7 @@ def delete(session: Session, team: str, wanted: VersionReference, order: Order, 
             f"{name} is not deleted: {_named(aliases)} to it; promote another version first, or override it with "
             '--force --reason "..."'
         )
-    now = session.scalars(select(DatabaseNow())).one()
+    now = seconds_now(session)
     version.deleted_at, version.deleted_by, version.deleted_reason = now, order.by, order.reason
     version.files_until = now + grace_s
     session.flush()
@@ -74,7 +74,7 @@ def undelete(session: Session, team: str, wanted: VersionReference) -> str:
     name = f"{model.name}:{version.number}"
     if version.deleted_at is None:
         raise PermanentError(f"{name} is not deleted; there is nothing to take back")
-    if (version.files_until or 0.0) <= session.scalars(select(DatabaseNow())).one():
+    if (version.files_until or 0.0) <= seconds_now(session):
         raise PermanentError(f"the grace period of {name} is over and its files go; submit its checkpoint again")
     again = select(VersionRow.number).where(
         VersionRow.model_id == model.id,

@@ -5,7 +5,7 @@ from dataclasses import replace
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
-from olivepress.database.sessions import DatabaseNow
+from olivepress.database.sessions import seconds_now
 from olivepress.database.tables import RecipeRow
 from olivepress.database.upsert import upsert
 from olivepress.errors import BadRecipe, NotFound, TransientError
@@ -68,7 +68,7 @@ def add(session: Session, team: str, new: Recipe) -> Recipe:
         "version": added.version,
         "digest": digest,
         "content": added.to_dict(),
-        "created_at": session.scalars(select(DatabaseNow())).one(),
+        "created_at": seconds_now(session),
     }
     number = ["team", "name", "version"]
     insert = upsert(session, RecipeRow).values(values).on_conflict_do_nothing(index_elements=number)
@@ -99,7 +99,7 @@ def remove(session: Session, team: str, wanted: RecipeReference) -> list[Recipe]
     rows = session.scalars(select(RecipeRow).where(*conditions).order_by(RecipeRow.version)).all()
     if not rows:
         raise _not_found(wanted)
-    now = session.scalars(select(DatabaseNow())).one()
+    now = seconds_now(session)
     for row in rows:
         row.removed_at = now
     session.flush()

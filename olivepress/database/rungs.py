@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from olivepress.database.figures import figures_in
 from olivepress.database.new_steps import blocked_step
-from olivepress.database.sessions import DatabaseNow
+from olivepress.database.sessions import seconds_now
 from olivepress.database.tables import JobRow, Json, StepRow
 from olivepress.gates import Verdict
 from olivepress.jobs import StepKind, StepState, rank
@@ -35,7 +35,7 @@ def climb(session: Session, job: JobRow) -> bool:
     publish.position = first + len(kinds)
     publish.rank = rank(job.priority, publish.position)
     session.flush()
-    now = session.scalar(select(DatabaseNow())) or 0.0
+    now = seconds_now(session)
     session.add_all(blocked_step(job, kind, position, now, rung=job.rung) for position, kind in enumerate(kinds, first))
     session.flush()
     return True

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, aliased
 
 from olivepress import jobs
 from olivepress.database import conclusions, costs
-from olivepress.database.sessions import DatabaseNow
+from olivepress.database.sessions import DatabaseNow, seconds_now
 from olivepress.database.table import clean_values
 from olivepress.database.tables import AttemptRow, JobRow, RememberedRow, StepRow
 from olivepress.database.unblocking import (
@@ -112,7 +112,7 @@ def claim(session: Session, step_id: StepId, offer: Offer) -> Claim | None:
         fence=row.fence,
         worker_id=offer.worker_id,
         allowance_bytes=offer.allowance_bytes,
-        started_at=session.scalar(select(DatabaseNow())),
+        started_at=seconds_now(session),
     )
     session.add(attempt)
     refresh_job(session, row.job_id)
@@ -205,7 +205,7 @@ def fail_waiting(session: Session, row: StepRow, message: str) -> None:
     """Fail a queued step that no worker could take, and its job."""
     jobs.check_transition(StepState(row.state), StepState.FAILED)
     row.state, row.error_class, row.error_message = StepState.FAILED, NoRoom.__name__, message
-    row.finished_at = session.scalar(select(DatabaseNow()))
+    row.finished_at = seconds_now(session)
     session.flush()
     cancel_waiting(session, row.job_id)
     ending = Ending(AttemptOutcome.FAILED, error_class=NoRoom.__name__, error_message=message)

@@ -4,7 +4,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from olivepress.database.dispatching import fits, need_of, room_of
-from olivepress.database.sessions import DatabaseNow
+from olivepress.database.sessions import seconds_now
 from olivepress.database.steps import fail_waiting
 from olivepress.database.tables import StepRow
 from olivepress.database.unblocking import HasArtifact, Offer, rekey
@@ -41,7 +41,7 @@ def look_after_stranded(session: Session, has_artifact: HasArtifact, fail_after_
         .order_by(StepRow.unplaceable_since.is_not(None), StepRow.unplaceable_since, StepRow.id)
         .limit(AT_A_TIME)
     )
-    now = session.scalars(select(DatabaseNow())).one()
+    now = seconds_now(session)
     failed = []
     for row in session.scalars(query).all():
         need = need_of(row)

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from olivepress import jobs
 from olivepress.database import conclusions, costs, rungs
-from olivepress.database.sessions import DatabaseNow
+from olivepress.database.sessions import DatabaseNow, seconds_now
 from olivepress.database.tables import CalibrationRow, JobRow, PromptSetRow, RememberedRow, StepRow, WorkerRow
 from olivepress.errors import GateFailed
 from olivepress.gates import Verdict
@@ -55,7 +55,10 @@ def job_facts(session: Session, job_id: int) -> JobFacts:
     """What the steps of a job need to know of it."""
     job = session.get_one(JobRow, job_id)
     prompts = session.get_one(PromptSetRow, job.prompts_digest).prompts if job.prompts_digest else []
-    text = session.get_one(CalibrationRow, job.calibration_digest).entries if job.calibration_digest else None
+    recipe, text = Recipe.from_dict(job.recipe), None
+    # Megabytes, and this is read whenever a step of the job ends.
+    if job.calibration_digest and recipe.needs_calibration:
+        text = session.get_one(CalibrationRow, job.calibration_digest).entries
     return JobFacts(
         kind=JobKind(job.kind),
         calibration=text,
@@ -66,7 +69,7 @@ def job_facts(session: Session, job_id: int) -> JobFacts:
         checkpoint_path=job.checkpoint_path,
         base_path=job.base_path,
         chat_template=job.chat_template,
-        recipe=Recipe.from_dict(job.recipe),
+        recipe=recipe,
         prompts=prompts,
         prompts_digest=job.prompts_digest,
     )
@@ -164,7 +167,7 @@ def refresh_job(session: Session, job_id: int) -> None:
     state = jobs.job_state(states, gate_failed=job.error_class == GateFailed.__name__)
     job.state = state
     if state in jobs.FINAL_JOB_STATES and job.finished_at is None:
-        job.finished_at = session.scalar(select(DatabaseNow()))
+        job.finished_at = seconds_now(session)
     session.flush()
 
 
@@ -198,13 +201,13 @@ def _queue(session: Session, row: StepRow, recipe: Recipe, done: Done) -> None:
     _move(row, StepState.QUEUED)
     cost = costs.predicted(session, StepKind(row.kind), recipe, done)
     row.memory_bytes, row.scratch_bytes, row.predicted_s = cost.memory_bytes, cost.scratch_bytes, cost.seconds
-    row.run_at = session.scalar(select(DatabaseNow())) or 0.0
+    row.run_at = seconds_now(session)
 
 
 def _remembered(session: Session, row: StepRow, known: RememberedRow) -> StepResult:
     _move(row, StepState.SUCCEEDED)
     row.result, row.artifact_digest, row.reused_step_id = known.result, known.artifact_digest, known.step_id
-    row.started_at = row.finished_at = session.scalar(select(DatabaseNow()))
+    row.started_at = row.finished_at = seconds_now(session)
     return StepResult(known.result, known.artifact_digest)
 
 

@@ -3,7 +3,7 @@
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from olivepress.database.sessions import DatabaseNow
+from olivepress.database.sessions import seconds_now
 from olivepress.database.tables import VersionRow
 from olivepress.database.versions import find_version
 from olivepress.errors import BadManifest, NotFound
@@ -21,7 +21,7 @@ def flag(session: Session, version_id: int, name: VersionFlag | str, reason: str
     # Reasons come from reports, which hold any text.
     line = " ".join("".join(one if one.isprintable() else " " for one in reason).split())
     row = _locked(session, version_id)
-    now = session.scalars(select(DatabaseNow())).one()
+    now = seconds_now(session)
     row.flags = row.flags | {kind.value: {"reason": check_text(line[:MOST_TEXT], "a reason"), "flagged_at": now}}
     session.flush()
 
@@ -59,7 +59,7 @@ def deprecate(session: Session, team: str, wanted: VersionReference, order: Orde
         _, other = find_version(session, team, parse_reference(successor))
         if other.id == row.id:
             raise BadManifest(f"{successor} is the version that is deprecated; name another one as its successor")
-    row.deprecated_at = session.scalars(select(DatabaseNow())).one()
+    row.deprecated_at = seconds_now(session)
     row.deprecated_by, row.deprecated_reason, row.successor = order.by, order.reason, successor
     session.flush()
 

@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from olivepress.database.quotas import check_version
-from olivepress.database.sessions import DatabaseNow
+from olivepress.database.sessions import DatabaseNow, seconds_now
 from olivepress.database.tables import AliasMoveRow, AliasRow, JobRow, ModelRow, StepRow, VersionRow
 from olivepress.database.upsert import upsert
 from olivepress.errors import NotFound
@@ -177,7 +177,7 @@ def move_alias(
     before = alias.version_id if alias is not None else None
     if before == version_id:
         return
-    now = session.scalars(select(DatabaseNow())).one()
+    now = seconds_now(session)
     if version_id is None:
         session.delete(alias)
     elif alias is None:
@@ -203,7 +203,7 @@ def move_alias(
 def _new_version(session: Session, model: ModelRow, wanted: Publication, write_overlay: WriteOverlay) -> VersionRow:
     artifact_digest, size_bytes = write_overlay(model.next_number)
     check_version(session, wanted.team, size_bytes)
-    now = session.scalars(select(DatabaseNow())).one()
+    now = seconds_now(session)
     version = VersionRow(
         model_id=model.id,
         number=model.next_number,
@@ -237,7 +237,7 @@ def _locked_model(session: Session, team: str, name: str) -> ModelRow:
 
 def _deleted_text(session: Session, wanted: VersionReference, row: VersionRow) -> str:
     until = row.files_until or 0.0
-    if until <= session.scalars(select(DatabaseNow())).one():
+    if until <= seconds_now(session):
         return f"{wanted} was deleted by {row.deleted_by}, and its grace period is over; choose another version"
     day = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%d %H:%M UTC")
     return f"{wanted} was deleted by {row.deleted_by}; until {day} `olivepress undelete {wanted}` brings it back"

@@ -9,7 +9,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session, aliased
 
 from olivepress.database import rungs
 from olivepress.database.figures import FIGURES, figures_of, figures_view
-from olivepress.database.sessions import DatabaseNow
+from olivepress.database.sessions import seconds_now
 from olivepress.database.tables import AttemptRow, BatchRow, JobRow, Json, LeaseRow, StepRow, VersionRow, WorkerRow
 from olivepress.database.workers import ALIVE_FOR_S, SCHEDULER_LEASE, alive
 from olivepress.errors import NotFound
@@ -135,7 +135,7 @@ def job_log(session: Session, job_id: int, kind: StepKind | None = None) -> Json
 
 def workers(session: Session) -> list[Json]:
     """Workers that live, and those that stopped or were lost within the last day; the living first."""
-    now = _now(session)
+    now = seconds_now(session)
     running = (
         select(StepRow.worker_id, func.count().label("steps"))
         .where(StepRow.state == StepState.RUNNING)
@@ -155,14 +155,10 @@ def workers(session: Session) -> list[Json]:
 def scheduler_lease(session: Session) -> Json:
     """Who leads the scheduling, and whether that lease still runs."""
     row = session.get(LeaseRow, SCHEDULER_LEASE)
-    now = _now(session)
+    now = seconds_now(session)
     if row is None:
         return {"alive": False, "holder": None, "expires_at": None}
     return {"alive": row.expires_at > now, "holder": row.holder, "expires_at": row.expires_at}
-
-
-def _now(session: Session) -> float:
-    return session.scalars(select(DatabaseNow())).one()
 
 
 def _chosen(wanted: JobFilter) -> Select[int]:
@@ -203,7 +199,7 @@ def _batch_view(row: BatchRow, counts: dict[JobState, int], has_workers: bool) -
 def _job_views(session: Session, chosen: Select[int]) -> list[Json]:
     """Jobs with steps and figures, in the order of `chosen`: three queries however many they are."""
     ids = chosen.subquery()
-    now = _now(session)
+    now = seconds_now(session)
     rows = session.execute(_job_columns().where(JobRow.id.in_(select(ids.c.id)))).all()
     steps: dict[int, list[Json]] = {}
     nowhere = why_nowhere(Need(), ()) if not alive(session) else None

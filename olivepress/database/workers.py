@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from olivepress.database.sessions import DatabaseNow
+from olivepress.database.sessions import DatabaseNow, seconds_now
 from olivepress.database.tables import LeaseRow, WorkerRow
 from olivepress.database.upsert import upsert
 
@@ -39,7 +39,7 @@ class WorkerFacts:
 
 def register(session: Session, worker: WorkerFacts) -> None:
     """Add a worker that starts."""
-    now = session.scalar(select(DatabaseNow()))
+    now = seconds_now(session)
     session.add(WorkerRow(**asdict(worker), started_at=now, seen_at=now))
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import Engine, event
 
 from api.app import create_app
 from olivepress.database import steps
+from olivepress.database.migrations import upgrade
 from olivepress.database.sessions import Database
 from olivepress.database.steps import Ending
 from olivepress.database.unblocking import done_steps
@@ -25,7 +26,7 @@ from olivepress.jobs import AttemptOutcome, StepKind, StepState, digest_of
 from olivepress.settings import Settings
 from olivepress.steps import StepResult
 from olivepress.store import DirectoryStore
-from tests.integration.database_cases import INGESTED, OFFER, claimed, job_of, step_of, succeed
+from tests.integration.database_cases import INGESTED, OFFER, claimed, job_of, sqlite_url, step_of, succeed
 from workers.steps import publish
 
 KEY = "the-admin-key"
@@ -87,6 +88,19 @@ def api_over(database: Database, root: Path) -> Iterator[Api]:
     app = create_app(settings, database, store, lambda: rings.append(1))
     with TestClient(app, raise_server_exceptions=False, headers={"Authorization": f"Bearer {KEY}"}) as http:
         yield Api(database, store, app, http, rings)
+
+
+@contextmanager
+def api_with_versions(root: Path, *packages: dict[str, bytes]) -> Iterator[Api]:
+    """An API over a database of its own, where model a-int4 has a version of each package."""
+    database = Database(sqlite_url(root))
+    upgrade(database)
+    with api_over(database, root) as api:
+        for package in packages:
+            (job,) = api.submit("/models/a", recipes=["cpu-int4"])["jobs"]
+            publish_job(api, job, package)
+        yield api
+    database.dispose()
 
 
 @contextmanager

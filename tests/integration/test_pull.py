@@ -16,8 +16,6 @@ import pytest
 
 from olivepress.cli import run
 from olivepress.client import Client
-from olivepress.database.migrations import upgrade
-from olivepress.database.sessions import Database
 from olivepress.delivery.fetching import held
 from olivepress.delivery.pull import pull
 from olivepress.errors import BadArtifact, DiskFull, NotFound, PermanentError, ServiceUnavailable
@@ -25,8 +23,7 @@ from olivepress.registry import parse_reference
 from olivepress.store import Manifest
 from olivepress.store.manifest import Chunk
 from tests.broken_link import broken_link
-from tests.integration.api_cases import KEY, PACKAGE, Api, api_over, publish_job, served
-from tests.integration.database_cases import sqlite_url
+from tests.integration.api_cases import KEY, PACKAGE, Api, api_with_versions, served
 
 MIB = 1024 * 1024
 MODEL = "a-int4"
@@ -41,15 +38,8 @@ PACKAGE_2 = PACKAGE_1 | {"big/tokenizer.json": _chance.randbytes(MIB), "copy.bin
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """An API with two versions of a model."""
-    root = tmp_path_factory.mktemp("api")
-    database = Database(sqlite_url(root))
-    upgrade(database)
-    with api_over(database, root) as api:
-        for package in (PACKAGE_1, PACKAGE_2):
-            (job,) = api.submit("/models/a", recipes=["cpu-int4"])["jobs"]
-            publish_job(api, job, package)
+    with api_with_versions(tmp_path_factory.mktemp("api"), PACKAGE_1, PACKAGE_2) as api:
         yield api
-    database.dispose()
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,13 @@ from pathlib import Path
 import pytest
 
 from olivepress.client import Client
-from olivepress.database.migrations import upgrade
-from olivepress.database.sessions import Database
 from olivepress.delivery.pull import pull
 from olivepress.errors import BadArtifact
 from olivepress.registry import parse_reference
 from olivepress.store import keeper_of
 from olivepress.store.keeping import Part
 from tests.broken_link import broken_link
-from tests.integration.api_cases import KEY, PACKAGE, Api, api_over, publish_job, served
-from tests.integration.database_cases import sqlite_url
+from tests.integration.api_cases import KEY, PACKAGE, Api, api_with_versions, served
 
 MIB = 1024 * 1024
 _chance = random.Random(11)
@@ -30,15 +27,8 @@ SECOND = FIRST | {"big/tokenizer.json": _chance.randbytes(MIB)}
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """An API with two versions that differ in one file."""
-    root = tmp_path_factory.mktemp("api")
-    database = Database(sqlite_url(root))
-    upgrade(database)
-    with api_over(database, root) as api:
-        for package in (FIRST, SECOND):
-            (job,) = api.submit("/models/a", recipes=["cpu-int4"])["jobs"]
-            publish_job(api, job, package)
+    with api_with_versions(tmp_path_factory.mktemp("api"), FIRST, SECOND) as api:
         yield api
-    database.dispose()
 
 
 @pytest.fixture(scope="module")
