@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, CursorResult, and_, exists, func, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session, aliased
 
 from olivepress import jobs
@@ -35,6 +35,7 @@ from olivepress.recipes.recipe import Recipe
 from olivepress.step_cost import StepCost
 from olivepress.steps import StepResult
 
+DEADLOCK = "40P01"
 _jitter = random.Random()
 
 
@@ -103,6 +104,11 @@ def claim(session: Session, step_id: StepId, offer: Offer) -> Claim | None:
             row = session.execute(change).one_or_none()
     except IntegrityError:
         # Two workers took two rows of one key in the same moment; the index let one through.
+        return None
+    except OperationalError as error:
+        # Whoever finishes the other row waits for this one, to give it the result, and this one for the index.
+        if getattr(error.orig, "sqlstate", None) != DEADLOCK:
+            raise
         return None
     if row is None:
         return None
