@@ -25,8 +25,9 @@ LOOK_EVERY_S = 0.2
 # Walking through all processes takes at most this share of a core, on a machine with however many.
 WALK_SHARE = 0.02
 # The exact figure is read when the cheap one, which is never less, has grown by this much or is beyond the allowance,
-# and for at most these shares of the time: it takes longer the more memory there is.
-GROWN, GROWN_BYTES = 1.02, 16 * 2**20
+# and for at most these shares of the time: it takes longer the more memory there is. What stopped growing after less
+# than that is read once more.
+GROWN, GROWN_BYTES, SETTLED_BYTES = 1.02, 16 * 2**20, 2**20
 READ_SHARE, READ_SHARE_WHEN_URGENT = 0.05, 0.2
 NEAR = 0.8
 LATELY_S = 1.0
@@ -204,6 +205,7 @@ class _Watched:
     grant: Grant
     keeper_pid: int
     kill: Callable[[], None]
+    at_most_before: int = 0
     at_most_when_read: int = 0
     read_at: float = 0.0
     read_took_s: float = 0.0
@@ -265,10 +267,13 @@ def _measure(watched: _Watched) -> None:
     pids = [member.pid for member in grant.family]
     at_most = at_most_bytes(pids)
     has_grown = at_most > GROWN * watched.at_most_when_read + GROWN_BYTES
+    has_settled = watched.at_most_when_read + SETTLED_BYTES < at_most <= watched.at_most_before
+    watched.at_most_before = at_most
     may_be_over = at_most > grant.allowance_bytes
     share = READ_SHARE_WHEN_URGENT if has_grown and may_be_over else READ_SHARE
     now = time.monotonic()
-    if (has_grown or may_be_over or not grant.peak_bytes) and now - watched.read_at >= watched.read_took_s / share:
+    is_news = has_grown or has_settled or may_be_over or not grant.peak_bytes
+    if is_news and now - watched.read_at >= watched.read_took_s / share:
         grant.last_bytes = used_bytes(pids)
         grant.peak_bytes = max(grant.peak_bytes, grant.last_bytes)
         watched.at_most_when_read, watched.read_at = at_most, now

@@ -11,6 +11,7 @@ gone on with by the next sweep.
 
 import contextlib
 import fcntl
+import itertools
 import os
 import secrets
 import shutil
@@ -26,6 +27,8 @@ import structlog
 
 LOCK_NAME = "worker.lock"
 SWEEP_EVERY_S = 600.0
+# Processes of a worker that was killed hold its lock for a moment longer: who starts in its place sweeps once more.
+SWEEP_AGAIN_AFTER_S = 5.0
 # Between making its directory and locking it a worker needs no measurable time.
 START_S = 600.0
 _STARTING, _OVER = ".starting-", ".over-"
@@ -102,9 +105,21 @@ def sweep(workspaces: Path, own: Path | None = None) -> int:
     return swept
 
 
-def sweep_until(stop: threading.Event, workspaces: Path, own: Path, every_s: float = SWEEP_EVERY_S) -> None:
-    """Sweeps now and then until told to stop: the target of a thread of its own, for removing much takes a while."""
-    while not stop.wait(every_s):
+def sweep_until(
+    stop: threading.Event,
+    workspaces: Path,
+    own: Path,
+    first_s: float = SWEEP_AGAIN_AFTER_S,
+    every_s: float = SWEEP_EVERY_S,
+) -> None:
+    """Sweeps soon and then now and then until told to stop: the target of a thread of its own, for removing takes long.
+
+    Args:
+        first_s: the seconds before the first one.
+        every_s: the seconds between later ones.
+    """
+    waits = itertools.chain([first_s], itertools.repeat(every_s))
+    while not stop.wait(next(waits)):
         try:
             if swept := sweep(workspaces, own):
                 log.info("workspaces_swept", directories=swept)

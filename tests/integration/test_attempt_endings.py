@@ -51,7 +51,7 @@ def is_running(database: Database, job_id: int, line: str) -> bool:
 
 def test_a_success_has_its_cpu_time_memory_exit_code_and_log(runtime: Runtime, tmp_path: Path) -> None:
     database = runtime.database
-    job_id = ordered(database, tmp_path, ingest=Order(seconds=0.8, allocate_bytes=200 * MIB, log_lines=300))
+    job_id = ordered(database, tmp_path, ingest=Order(seconds=2.0, allocate_bytes=200 * MIB, log_lines=300))
     run_step(runtime, job_id)
     row = the_attempt(database, job_id)
     assert (row.outcome, row.exit_code, row.signal, row.error_class) == (AttemptOutcome.SUCCEEDED, 0, None, None)

@@ -4,7 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from workers.memory_allowance import ControlGroups, Grant, MemoryAllowance
 from workers.process_tree import at_most_bytes, descendants, is_same, used_bytes
 
 MIB = 2**20
+WITHIN_S = 20.0
 
 
 class Tree:
@@ -150,3 +152,42 @@ def test_memory_that_forks_share_counts_once() -> None:
 
 def _below(pid: int) -> set[int]:
     return {member.pid for member in descendants(pid)}
+
+
+GROWS = """
+import sys
+block = bytearray(b"x") * (64 * 2**20)
+print("holds", flush=True)
+sys.stdin.readline()
+more = bytearray(b"x") * (10 * 2**20)
+print("holds more", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_last_little_growth_is_in_the_peak_too() -> None:
+    command = [sys.executable, "-c", GROWS]
+    with (
+        MemoryAllowance(2**40).granted("step-7-1") as grant,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+        MemoryAllowance(2**40).watched(grant, os.getpid(), process.kill),
+    ):
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            assert process.stdout.readline() == "holds\n"
+            wait_until(lambda: grant.peak_bytes >= 64 * MIB)
+            before = grant.peak_bytes
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "holds more\n"
+            wait_until(lambda: grant.peak_bytes >= before + 10 * MIB)
+        finally:
+            process.kill()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {WITHIN_S} s"
+        time.sleep(0.02)

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from workers.workspace import LOCK_NAME, START_S, attempt_workspace, sweep, sweep_until, worker_directory
+from workers.workspace import (
+    LOCK_NAME,
+    START_S,
+    SWEEP_AGAIN_AFTER_S,
+    SWEEP_EVERY_S,
+    attempt_workspace,
+    sweep,
+    sweep_until,
+    worker_directory,
+)
 
 DEADLINE_S = 30.0
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a worker locks its directory by flock")
@@ -115,7 +124,7 @@ def test_directories_that_a_tool_closed_to_their_owner_go_too(tmp_path: Path) ->
 def test_a_worker_sweeps_again_and_again_until_it_stops(tmp_path: Path) -> None:
     with worker_directory(tmp_path, "w1") as own:
         stop = threading.Event()
-        thread = threading.Thread(target=sweep_until, args=(stop, tmp_path, own, 0.01))
+        thread = threading.Thread(target=sweep_until, args=(stop, tmp_path, own, 0.01, 0.01))
         thread.start()
         try:
             for number in (1, 2):
@@ -125,6 +134,21 @@ def test_a_worker_sweeps_again_and_again_until_it_stops(tmp_path: Path) -> None:
             stop.set()
             thread.join()
         assert not left.exists()
+
+
+def test_a_worker_sweeps_again_soon_after_its_start(tmp_path: Path) -> None:
+    # What a killed worker started may have held its lock while this one swept at its start.
+    assert 0 < SWEEP_AGAIN_AFTER_S < SWEEP_EVERY_S
+    with worker_directory(tmp_path, "w1") as own:
+        stop = threading.Event()
+        left = leftover(tmp_path, ".over-1")
+        thread = threading.Thread(target=sweep_until, args=(stop, tmp_path, own, 0.01, 3600.0))
+        thread.start()
+        try:
+            wait_until_gone(left)
+        finally:
+            stop.set()
+            thread.join()
 
 
 def wait_until_gone(path: Path) -> None:
