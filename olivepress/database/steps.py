@@ -157,6 +157,8 @@ def succeed(
     """
     result = _cleaned(result)
     values = _success_values(result, reused_step_id)
+    if held.key:
+        _lock_twins(session, held.key)
     if _count(session.execute(update(StepRow).where(_held(held)).values(**values))) != 1:
         return False
     ending = ending or Ending(AttemptOutcome.SUCCEEDED)
@@ -366,10 +368,20 @@ def _remember(session: Session, key: str, held: Claim, result: StepResult) -> No
     session.execute(statement.on_conflict_do_update(index_elements=["key"], set_=values))
 
 
+def _lock_twins(session: Session, key: str) -> None:
+    """Hold the step of this key that runs and those that wait for it, before any of them changes.
+
+    Who claims one of them in this moment waits for the index of running keys, thus for us, if we have changed ours
+    already; and we would wait for the row that it took.
+    """
+    of_key = and_(StepRow.key == key, StepRow.state.in_([StepState.QUEUED, StepState.RUNNING]))
+    session.scalar(count_of(select(StepRow.id).where(of_key).order_by(StepRow.id).with_for_update()))
+
+
 def _complete_twins(session: Session, held: Claim, result: StepResult) -> set[int]:
     """Steps of other jobs that waited for this key have their result now."""
+    _lock_twins(session, held.key or "")
     twins = and_(StepRow.key == held.key, StepRow.state == StepState.QUEUED, StepRow.id != held.step_id)
-    session.scalar(count_of(select(StepRow.id).where(twins).order_by(StepRow.id).with_for_update()))
     change = (
         update(StepRow)
         .where(twins)

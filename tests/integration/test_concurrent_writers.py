@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from olivepress import jobs
 from olivepress.database import cancelling, dispatching, steps, workers
@@ -33,6 +34,7 @@ from tests.integration.database_cases import (
 )
 
 pytestmark = on_both_databases
+WITHIN_S = 20.0
 ERROR = Ending(AttemptOutcome.CRASHED, error_class="RuntimeCrashed", error_message="signal 9")
 
 
@@ -234,3 +236,41 @@ def test_a_step_that_dies_takes_its_job_and_nothing_else(database: Database, las
         if step_of(database, other, kind).state == StepState.QUEUED:
             succeed(database, claimed(database, other, kind))
     assert job_of(database, other).state == JobState.SUCCEEDED
+
+
+def test_a_claim_and_the_result_of_its_twin_do_not_wait_for_each_other(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database.engine.dialect.name == "sqlite":
+        pytest.skip("the one writer holds everything")
+    first, second = submit_paths(database, "/models/1", recipes=["cpu-int4", "cpu-int8"])
+    twin = StepId(step_of(database, second, StepKind.INGEST).id)
+    has_looked, may_claim = threading.Event(), threading.Event()
+    claims: list[Claim | None] = []
+
+    def claim_twin() -> None:
+        # It looked before the other was claimed, and writes after that one's result: few microseconds, made long.
+        with database.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+            session = Session(connection)
+            session.execute(select(StepRow.id)).all()
+            has_looked.set()
+            assert may_claim.wait(WITHIN_S)
+            claims.append(steps.claim(session, twin, OTHER))
+
+    claiming = threading.Thread(target=claim_twin)
+    claiming.start()
+    assert has_looked.wait(WITHIN_S)
+    held = claimed(database, first, StepKind.INGEST)
+    end_attempt = steps._end_attempt
+
+    def end_while_the_twin_is_claimed(*args: object) -> None:
+        may_claim.set()
+        claiming.join(WITHIN_S)
+        assert not claiming.is_alive(), "the claim waits for this result, which would wait for the claim"
+        end_attempt(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(steps, "_end_attempt", end_while_the_twin_is_claimed)
+    assert succeed(database, held)
+
+    assert claims == [None]
+    assert step_of(database, second, StepKind.INGEST).state == StepState.SUCCEEDED
