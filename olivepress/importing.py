@@ -13,6 +13,7 @@ from olivepress.quotas import Wanted
 from olivepress.recipes.recipe import Precision, Recipe
 from olivepress.registry import check_alias, check_model_name, check_text, name_from_directory
 from olivepress.soak import parse_soak
+from olivepress.steps import SourcePlace
 from olivepress.submission import Submitted
 
 IMPORT_RECIPE = "import"
@@ -44,6 +45,7 @@ def submit_import(database: Database, order: ImportOrder, idempotency_key: str |
         prompts=order.prompts or (),
         soak=parse_soak(order.soak),
         family=order.family,
+        source=SourcePlace(order.source, order.base) if order.source else None,
         unvalidated=order.unvalidated,
     )
     with database.write() as session:

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
+from olivepress.gates import NEEDS_SOURCE
 from olivepress.manifest import Name, Place, Prompts, check_soak
 from olivepress.registry import LATEST
 from olivepress.strict_model import Strict
@@ -36,6 +37,10 @@ class ImportOrder(Strict):
     """What the model is called. Default: the name of the directory or file."""
     family: Name | None = None
     """Such as qwen2. Default: what genai_config.json says."""
+    source: Place | None = None
+    """The checkpoint that it was made from: what it says is held against that. Default: nothing is."""
+    base: Place | None = None
+    """The base of the source, where that is an adapter. Default: as the adapter says."""
     prompts: Prompts | None = None
     gates: dict[str, Any] | None = None
     """Limits in the place of the usual ones, by the names of gates."""
@@ -52,6 +57,11 @@ class ImportOrder(Strict):
 
     @model_validator(mode="after")
     def _check_unmeasured(self) -> "ImportOrder":
-        if self.unvalidated is not None and (self.prompts or self.gates or self.soak):
-            raise ValueError("what is not validated is asked no prompts, held against no gates, and not soaked")
+        if self.unvalidated is not None and (self.prompts or self.gates or self.soak or self.source):
+            raise ValueError("what is not validated is asked no prompts, held against no gates and no source, and not soaked")
+        if self.base is not None and self.source is None:
+            raise ValueError("'base' is the base of the source; name the adapter as 'source'")
+        unmet = sorted(NEEDS_SOURCE & {name for name, limit in (self.gates or {}).items() if limit is not None})
+        if unmet and self.source is None:
+            raise ValueError(f"the gate '{unmet[0]}' compares with the source; name the checkpoint as 'source'")
         return self

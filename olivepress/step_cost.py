@@ -126,6 +126,8 @@ def cost_family_of(ingested: Mapping[str, Any], recipe: Recipe) -> str:
 
 def expected(kind: StepKind, ingested: Mapping[str, Any], recipe: Recipe) -> StepCost:
     """What a step takes by what ingest found (nothing yet: empty), from sizes alone."""
+    if kind is StepKind.REFERENCE and ingested.get("source"):
+        ingested = ingested["source"]
     if ingested.get("kind") == MODEL_KIND:
         return of_model(kind, ingested["size_bytes"])
     return predict(kind, sizes_of(ingested), recipe)

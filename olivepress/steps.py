@@ -13,6 +13,14 @@ ONCE_A_JOB = frozenset({StepKind.INGEST, StepKind.REFERENCE, StepKind.PUBLISH})
 
 
 @dataclass(frozen=True)
+class SourcePlace:
+    """Where a checkpoint lies, and an adapter's base, unless the adapter itself names it."""
+
+    path: str
+    base_path: str | None = None
+
+
+@dataclass(frozen=True)
 class JobFacts:
     """What a job was asked to do, as far as its steps need it; with a ladder, on the rung that it is on."""
 
@@ -31,6 +39,15 @@ class JobFacts:
     """How long the validation repeats sessions: {"minutes": m} or {"sessions": n}; None: briefly."""
     family: str | None = None
     """Of an import: the family that it is said to be of, where its own files say another."""
+    made_from: SourcePlace | None = None
+    """Of an import: the checkpoint that it is said to be made from."""
+
+    @property
+    def source(self) -> SourcePlace | None:
+        """The checkpoint that the steps read: an import's is beside what it imports, if it is there at all."""
+        if self.kind is JobKind.IMPORT:
+            return self.made_from
+        return SourcePlace(self.checkpoint_path, self.base_path)
 
 
 @dataclass(frozen=True)
@@ -45,17 +62,19 @@ Done = Mapping[StepKind, StepResult]
 """Succeeded steps: those of the rung that the job is on, and those that all rungs share."""
 
 
-def plan(kind: JobKind, recipe: Recipe, *, is_validated: bool = True) -> tuple[StepKind, ...]:
+def plan(kind: JobKind, recipe: Recipe, *, is_validated: bool = True, has_source: bool = False) -> tuple[StepKind, ...]:
     """The steps that a job is submitted with, in the order in which they run.
 
     Args:
         recipe: of the first rung, where the job has a ladder.
         is_validated: an import may go without.
+        has_source: whether an import comes with the checkpoint that it was made from.
     """
     if kind.measures_again:
         return (StepKind.INGEST, StepKind.PACKAGE, StepKind.REFERENCE, StepKind.VALIDATE)
     if kind is JobKind.IMPORT:
-        measured = (StepKind.VALIDATE,) if is_validated else ()
+        compared = (StepKind.REFERENCE,) if has_source else ()
+        measured = (*compared, StepKind.VALIDATE) if is_validated else ()
         return (StepKind.INGEST, StepKind.PACKAGE, *measured, StepKind.PUBLISH)
     # The source runs in torch only for what could be built; what it says then serves every rung.
     return (StepKind.INGEST, *_built(recipe), StepKind.REFERENCE, StepKind.VALIDATE, StepKind.PUBLISH)
@@ -89,7 +108,8 @@ def told_to_ingest(job: JobFacts) -> dict[str, Any]:
     chosen = {"chat_template": job.chat_template} if job.chat_template else {}
     if job.kind is not JobKind.IMPORT:
         return chosen
-    return chosen | {"is_model": True} | ({"family": job.family} if job.family else {})
+    source = {"source": asdict(job.made_from)} if job.made_from else {}
+    return chosen | {"is_model": True} | ({"family": job.family} if job.family else {}) | source
 
 
 def ingest_key(file_identity: str, told: dict[str, Any], fingerprint: str) -> str:
@@ -109,7 +129,7 @@ def key_of(kind: StepKind, job: JobFacts, done: Done, fingerprint: str) -> str |
         return ingest_location(job.batch_id, job.checkpoint_path, job.base_path, job.chat_template, job.kind)
     inputs: dict[str, Any] = dict(artifacts_of(kind, job, done))
     if kind in READS_CHECKPOINT:
-        inputs["source"] = done[StepKind.INGEST].result["checkpoint_digest"]
+        inputs["source"] = ingested_source(done)["checkpoint_digest"]
     if kind in (StepKind.CONVERT, StepKind.QUANTIZE) and _is_calibrated_in(kind, job.recipe):
         inputs["calibration"] = job.calibration_digest
     return step_key(kind, inputs, _deciding(kind, job, done), fingerprint)
@@ -133,7 +153,7 @@ def _deciding(kind: StepKind, job: JobFacts, done: Done) -> dict[str, Any]:
     if kind is StepKind.QUANTIZE:
         return {"quantize": job.recipe.quantize_options()}
     if kind is StepKind.REFERENCE:
-        return _asked_of_source(job)
+        return _asked_of_source(job, done)
     return spec_of(kind, job, done)
 
 
@@ -148,14 +168,21 @@ def spec_of(kind: StepKind, job: JobFacts, done: Done) -> dict[str, Any]:
             | {"quantize": job.recipe.quantize_options(), "on": job.recipe.quantizes}
         ),
         StepKind.PACKAGE: lambda: _packaging(job, done),
-        StepKind.REFERENCE: lambda: _source(job, done) | _asked_of_source(job),
+        StepKind.REFERENCE: lambda: _source(job, done) | _asked_of_source(job, done),
         StepKind.VALIDATE: lambda: _measuring(job, done),
     }
     return specs[kind]() if kind in specs else {}
 
 
+def ingested_source(done: Done) -> dict[str, Any]:
+    """What ingest found in the checkpoint; in what was imported, where that came alone."""
+    ingested = done[StepKind.INGEST].result
+    return ingested.get("source") or ingested
+
+
 def _source(job: JobFacts, done: Done) -> dict[str, Any]:
-    return {"path": job.checkpoint_path, "base": job.base_path, "ingest": done[StepKind.INGEST].result}
+    assert job.source is not None, "only a job with a source has a step that reads it"
+    return {"path": job.source.path, "base": job.source.base_path, "ingest": ingested_source(done)}
 
 
 def _building(kind: StepKind, job: JobFacts) -> dict[str, Any]:
@@ -166,15 +193,19 @@ def _building(kind: StepKind, job: JobFacts) -> dict[str, Any]:
     }
 
 
-def _asked_of_source(job: JobFacts) -> dict[str, Any]:
-    return {"prompts": job.prompts, "repetition_penalty": job.recipe.foundry.repetition_penalty}
+def _asked_of_source(job: JobFacts, done: Done) -> dict[str, Any]:
+    return {"prompts": job.prompts, "repetition_penalty": _foundry(job, done)["repetition_penalty"]}
+
+
+def _foundry(job: JobFacts, done: Done) -> dict[str, Any]:
+    """The settings of generation: a model that was made elsewhere keeps its own."""
+    return done[StepKind.INGEST].result.get("foundry") or asdict(job.recipe.foundry)
 
 
 def _packaging(job: JobFacts, done: Done) -> dict[str, Any]:
     ingested = done[StepKind.INGEST].result
     return {
-        # A model that was made elsewhere keeps its own settings.
-        "foundry": ingested.get("foundry") or asdict(job.recipe.foundry),
+        "foundry": _foundry(job, done),
         "context_length": _capped(ingested["context_length"], job.recipe.context_length),
         "family": ingested["family"],
         **{key: ingested[key] for key in ("chat_template",) if key in ingested},
@@ -188,7 +219,7 @@ def _measuring(job: JobFacts, done: Done) -> dict[str, Any]:
         "gates": asdict(job.recipe.gates),
         # Not the model's name: jobs of two names that give one artifact share one validation.
         "name": CERTIFIED_NAME_PREFIX + package[:12],
-        "source_size_bytes": done[StepKind.INGEST].result["size_bytes"],
+        "source_size_bytes": ingested_source(done)["size_bytes"],
         **({"soak": job.soak} if job.soak else {}),
         # Passes may move weights from one matrix to the next and leave what the model says as it was.
         **({"has_passes": True} if job.recipe.olive_passes else {}),

@@ -18,8 +18,8 @@ class CheckpointWatch:
     def __init__(self, kind: StepKind, job: JobFacts, done: Done) -> None:
         self._is_active = kind is StepKind.INGEST or kind in READS_CHECKPOINT
         self._is_ingest = kind is StepKind.INGEST
-        self._is_model = job.kind is JobKind.IMPORT
-        self._path = Path(job.checkpoint_path)
+        self._model = Path(job.checkpoint_path) if job.kind is JobKind.IMPORT else None
+        self._source = Path(job.source.path) if job.source else None
         self._base = base_of(job)
         self._expected: str | None = None
         if kind in READS_CHECKPOINT:
@@ -30,9 +30,13 @@ class CheckpointWatch:
         return self._identity(settled=True)
 
     def _identity(self, *, settled: bool = False) -> str | None:
-        if self._is_model:
-            return model_identity(self._path, settled=settled)
-        return file_identity(self._path, self._base, settled=settled)
+        parts: list[str | None] = []
+        if self._model is not None:
+            parts.append(model_identity(self._model, settled=settled))
+        if self._source is not None:
+            parts.append(file_identity(self._source, self._base, settled=settled))
+        known = [part for part in parts if part is not None]
+        return " ".join(known) if len(known) == len(parts) else None
 
     def check(self) -> None:
         """Compare with what was seen first.
@@ -47,8 +51,8 @@ class CheckpointWatch:
             self._expected = now
         if now != self._expected:
             raise CheckpointChanged(
-                f"the files in {self._path} (or its base) changed after they were submitted; let the training "
-                "or copying finish, then submit again"
+                f"the files in {self._model or self._source} (or its source or base) changed after they were "
+                "submitted; let the training or copying finish, then submit again"
             )
 
     def facts(self) -> dict[str, Any]:
@@ -58,4 +62,6 @@ class CheckpointWatch:
 
 def base_of(job: JobFacts) -> Path | None:
     """The base of an adapter: the one that the job names, else the local directory that the adapter itself names."""
-    return Path(job.base_path) if job.base_path else adapter_base(Path(job.checkpoint_path))
+    if job.source is None:
+        return None
+    return Path(job.source.base_path) if job.source.base_path else adapter_base(Path(job.source.path))

@@ -42,6 +42,13 @@ def import_(  # one parameter for each option
     family: Annotated[
         str | None, typer.Option(metavar="FAMILY", help="Such as qwen2. Default: what its config says.")
     ] = None,
+    made_from: Annotated[
+        Path | None,
+        typer.Option("--source", metavar="DIR", help="The checkpoint that it was made from, to compare with."),
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The base of --source, where that is an adapter.")
+    ] = None,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Domain prompts (JSONL): a question and what to expect, a line.")
     ] = None,
@@ -67,11 +74,13 @@ def import_(  # one parameter for each option
 
     A directory of onnxruntime-genai (a model builder's or Olive's output, an entry of a Foundry Local cache, a pulled
     version) or an exported FILE becomes a version of the stack: checked, measured, held against gates, published. A
-    worker must see it under an allowed root. With --to or --foundry-cache a FILE is only unpacked or installed, without
-    a stack. Nothing in either is trusted.
+    worker must see it under an allowed root. With --source it is proved against its checkpoint as a conversion is; else
+    only its own files and your prompts tell whether it is right. With --to or --foundry-cache FILE is only unpacked or
+    installed, without a stack. Nothing in either is trusted.
 
     [bold]Examples[/]
       olivepress import ./olive-output --name support-en-int4 --prompts support.jsonl
+      olivepress import ./olive-output --source ./checkpoints/support-en
       olivepress import ~/.foundry/cache/models/Microsoft/phi-4-mini --gates edge_cases=false
       olivepress import ./model --without-validation --reason "measured by the vendor"
       olivepress import support-en.tar                   into the stack
@@ -83,6 +92,8 @@ def import_(  # one parameter for each option
     given = {
         "name": name,
         "family": family,
+        "source": _seen(made_from) if made_from else None,
+        "base": _seen(base) if base else None,
         "prompts": read_prompts(prompts) if prompts else None,
         "gates": read_gates(gates) or None,
         "soak": soak,
@@ -104,18 +115,24 @@ def import_(  # one parameter for each option
 
 
 def _into_stack(source: Path, wanted: dict[str, Any], *, watch: bool | None, as_json: bool) -> None:
-    path = os.path.abspath(source.expanduser())  # noqa: PTH100  # also takes ".." away, which absolute() leaves
+    path = _seen(source)
     try:
         name = wanted.get("name") or _own_name(Path(path))
         order = ImportOrder.model_validate({"path": path, "name": name, **wanted})
     except ValidationError as error:
         raise BadManifest(f"the command line: {describe(error)}") from None
-    if order.unvalidated is None and not order.prompts:
-        say("note: without --prompts nothing tells whether it answers as it should; its source is not there to compare")
+    if order.unvalidated is None and not order.source:
+        asked = "only your prompts tell" if order.prompts else "and without --prompts nothing tells"
+        say(f"note: without --source it is not compared with its checkpoint, {asked} whether it answers as it should")
     with connect() as client:
         submitted = client.import_model(order)
         (job_id,) = submitted["jobs"]
         show_accepted(client, submitted, f"job {job_id} imports {order.name}", watch=watch, as_json=as_json)
+
+
+def _seen(path: Path) -> str:
+    """A path as a worker on this machine sees it."""
+    return os.path.abspath(path.expanduser())  # noqa: PTH100  # also takes ".." away, which absolute() leaves
 
 
 def _own_name(path: Path) -> str:

@@ -1,7 +1,7 @@
 """The rows of an import: a batch with one job, whose first step reads the directory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -16,7 +16,7 @@ from olivepress.jobs import BatchId, JobId, JobKind, JobState
 from olivepress.manifest import DomainPrompt
 from olivepress.quotas import Wanted
 from olivepress.recipes.recipe import Recipe
-from olivepress.steps import ingest_location, plan
+from olivepress.steps import SourcePlace, ingest_location, plan
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class WantedImport:
     prompts: Sequence[DomainPrompt] = ()
     soak: Json | None = None
     family: str | None = None
+    source: SourcePlace | None = None
+    """The checkpoint that it was made from, to be held against it."""
     unvalidated: str | None = None
     """Why it is published without being measured; None: it is measured."""
 
@@ -64,7 +66,8 @@ def insert_import(session: Session, wanted: WantedImport, idempotency_key: str |
     session.add(job)
     session.flush()
     location = ingest_location(batch_id, wanted.path, None, None, JobKind.IMPORT)
-    kinds = plan(JobKind.IMPORT, wanted.recipe, is_validated=wanted.unvalidated is None)
+    is_validated, has_source = wanted.unvalidated is None, wanted.source is not None
+    kinds = plan(JobKind.IMPORT, wanted.recipe, is_validated=is_validated, has_source=has_source)
     session.add_all(steps_from_ingest(job, [(kind, 0) for kind in kinds], location, now))
     session.flush()
     return BatchId(batch_id), JobId(job.id), True
@@ -98,7 +101,8 @@ def _job(session: Session, batch_id: int, wanted: WantedImport, now: float) -> J
     # Left out where it is None: that would be stored as JSON's null.
     if wanted.soak:
         job.soak = wanted.soak
-    particulars = {"family": wanted.family, "unvalidated": wanted.unvalidated}
+    source = asdict(wanted.source) if wanted.source else None
+    particulars = {"family": wanted.family, "unvalidated": wanted.unvalidated, "source": source}
     if any(particulars.values()):
         job.particulars = {key: value for key, value in particulars.items() if value is not None}
     return job

@@ -99,6 +99,8 @@ def _inputs(row: VersionRow, job: JobRow | None) -> dict[str, Json]:
         kind = "model" if checkpoint.get("kind") == "model" else "checkpoint"
         told = [checkpoint.get("kind") if kind == "checkpoint" else "imported", checkpoint.get("architecture")]
         found.append(thing(kind, digest, str(checkpoint.get("name", kind)), " ".join(filter(None, told)) or None))
+    if digest := checkpoint.get("made_from"):
+        found.append(thing("checkpoint", digest, "source", "what the import was held against"))
     if digest := checkpoint.get("base_digest"):
         found.append(thing("base", digest, "base", "of the adapter"))
     name = f"{row.recipe_name} v{kept['version']}" if "version" in kept else row.recipe_name

@@ -10,13 +10,13 @@ from sqlalchemy.orm import Session
 from olivepress import jobs
 from olivepress.database import conclusions, costs, rungs
 from olivepress.database.sessions import DatabaseNow, seconds_now
-from olivepress.database.tables import CalibrationRow, JobRow, PromptSetRow, RememberedRow, StepRow, WorkerRow
+from olivepress.database.tables import CalibrationRow, JobRow, Json, PromptSetRow, RememberedRow, StepRow, WorkerRow
 from olivepress.errors import GateFailed
 from olivepress.gates import Verdict
 from olivepress.jobs import JobKind, StepKind, StepState
 from olivepress.recipes.recipe import Recipe
 from olivepress.settings import DEFAULT_POOL
-from olivepress.steps import ONCE_A_JOB, Done, JobFacts, StepResult, key_of
+from olivepress.steps import ONCE_A_JOB, Done, JobFacts, SourcePlace, StepResult, key_of
 
 # Whether the store still has an artifact whole, by its digest.
 HasArtifact = Callable[[str], bool]
@@ -59,12 +59,14 @@ def job_facts(session: Session, job_id: int) -> JobFacts:
     # Megabytes, and this is read whenever a step of the job ends.
     if job.calibration_digest and recipe.needs_calibration:
         text = session.get_one(CalibrationRow, job.calibration_digest).entries
+    particulars: Json = job.particulars or {}
     return JobFacts(
         kind=JobKind(job.kind),
         calibration=text,
         calibration_digest=job.calibration_digest,
         soak=job.soak,
-        family=(job.particulars or {}).get("family"),
+        family=particulars.get("family"),
+        made_from=SourcePlace(**particulars["source"]) if "source" in particulars else None,
         batch_id=job.batch_id,
         checkpoint_path=job.checkpoint_path,
         base_path=job.base_path,

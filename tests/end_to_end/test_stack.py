@@ -17,6 +17,7 @@ from olivepress.errors import ServiceUnavailable
 from olivepress.evidence.signing import SigningKey
 from olivepress.evidence.verification import directory_content, verify
 from olivepress.foundry import runtime as foundry_runtime
+from olivepress.job_orders import ImportOrder
 from olivepress.jobs import FINAL_JOB_STATES, JobState
 from olivepress.manifest import parse_manifest
 from olivepress.registry import parse_reference
@@ -41,6 +42,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_checkpoint(make("llama"), "llama", tied=False, seed=2)
     tiny_checkpoint(make("phi"), "phi3", tied=False, seed=3)
     tiny_adapter(make("adapter"), root / "qwen")
+    tiny_checkpoint(make("stranger"), "qwen2", seed=5)
     make("empty")
     damaged = tiny_checkpoint(make("truncated"), "qwen2", seed=4) / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-100])
@@ -104,6 +106,22 @@ def test_what_the_stack_published_is_signed_with_its_key(stack: RunningStack, cl
 
     assert found.is_verified, found.complaints
     assert [entry["id"] for entry in client.signing_keys()] == [key.id]
+
+
+def test_an_import_passes_beside_the_checkpoint_that_it_was_made_from_and_beside_no_other(
+    client: Client, models: Path
+) -> None:
+    pull(client, client.version(parse_reference("adapter-int4")), models / "pulled")
+    orders = [{"name": name, "source": str(models / name)} for name in ("adapter", "stranger")]
+    batches = [
+        client.import_model(ImportOrder.model_validate(order | {"path": str(models / "pulled")}))["id"]
+        for order in orders
+    ]
+    jobs = [job for batch in batches for job in finished(client, batch).values()]
+    assert [job["state"] for job in jobs] == [JobState.SUCCEEDED, JobState.FAILED], jobs
+    own = client.version(parse_reference("adapter-int4"))["provenance"]["checkpoint"]["digest"]
+    assert client.version(parse_reference("adapter"))["provenance"]["checkpoint"]["made_from"] == own
+    assert "weights are not the source's" in jobs[1]["error_message"]
 
 
 def test_the_same_submitted_again_runs_nothing_and_says_what_it_reused(client: Client, models: Path) -> None:

@@ -13,7 +13,7 @@ from olivepress.database import steps, unblocking
 from olivepress.database.sessions import Database
 from olivepress.database.unblocking import done_steps
 from olivepress.jobs import StepKind
-from olivepress.steps import StepResult, spec_of
+from olivepress.steps import SourcePlace, StepResult, spec_of
 from tests.integration.api_cases import (
     KEY,
     PACKAGE,
@@ -192,17 +192,21 @@ class TestRecertifications:
         assert "it failed when it was certified again" in capsys.readouterr().err
 
 
-def run_import(api: Api, job_id: int, *, is_validated: bool = True) -> None:
-    """An import's steps to its end, with a directory that its ingest took over."""
+def run_import(api: Api, job_id: int, *, is_validated: bool = True, source: dict[str, Any] | None = None) -> None:
+    """An import's steps to its end, with a directory that its ingest took over, and what it found in its source."""
     found = INGESTED | {"kind": "model", "sizes": None, "precision": "mixed", "size_bytes": 3_000, "files": []}
+    found |= {"source": source} if source else {}
     digest = store_files(api, PACKAGE)
     results = {
         StepKind.INGEST: StepResult(found, digest),
         StepKind.PACKAGE: StepResult(RESULTS[StepKind.PACKAGE].result, digest),
+        StepKind.REFERENCE: RESULTS[StepKind.REFERENCE],
         StepKind.VALIDATE: StepResult({"verdict": "passed", "report": REPORT}),
     }
+    left_out = set() if is_validated else {StepKind.VALIDATE}
+    left_out |= set() if source else {StepKind.REFERENCE}
     for kind, result in results.items():
-        if kind is not StepKind.VALIDATE or is_validated:
+        if kind not in left_out:
             assert succeed(api.database, claimed(api.database, job_id, kind), result)
     held = claimed(api.database, job_id, StepKind.PUBLISH)
     with api.database.write() as session:
@@ -230,6 +234,23 @@ class TestImports:
         assert found["provenance"]["checkpoint"]["kind"] == "model"
         validate = step_of(at_stack.database, job_id, StepKind.VALIDATE)
         assert validate.memory_bytes > 640 * 2**20
+
+    def test_one_with_its_source_is_held_against_it_and_says_which_that_was(
+        self, at_stack: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = ["import", str(tmp_path / "theirs"), "--source", str(tmp_path / "a" / ".." / "tune"), "--json"]
+        assert run([*arguments, "--base", str(tmp_path / "base"), "--gates", "min_top1_agreement=0.9"]) == 0
+        (job_id,) = shown(capsys)["jobs"]
+        with at_stack.database.read() as session:
+            facts = unblocking.job_facts(session, job_id)
+        assert facts.source == SourcePlace(str(tmp_path / "tune"), str(tmp_path / "base"))
+        run_import(at_stack, job_id, source=INGESTED)
+        assert run(["lineage", "theirs:1", "--json"]) == 0
+        lineage = shown(capsys)
+        (source,) = [one for one in lineage["things"] if one["name"] == "source"]
+        assert source["digest"] == INGESTED["checkpoint_digest"]
+        assert run(["import", str(tmp_path), "--gates", "min_top1_agreement=0.9"]) == 2
+        assert "compares with the source; name the checkpoint as 'source'" in capsys.readouterr().err
 
     def test_a_cache_entry_is_called_as_it_calls_itself(
         self, at_stack: Api, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -17,9 +17,10 @@ from olivepress.errors import BadArtifact, BadCheckpoint, CheckpointChanged, Pat
 from olivepress.foundry.inference_model import sums_text
 from olivepress.jobs import JobKind, StepKind
 from olivepress.recipes.recipe import recipe_named
-from olivepress.steps import JobFacts
+from olivepress.steps import JobFacts, SourcePlace, StepResult
 from olivepress.store import DirectoryStore
 from tests.artifacts import bytes_of, converted, rewrite_json
+from tests.checkpoints import tiny_checkpoint
 from workers.identity import CheckpointWatch
 from workers.steps import ingest, model_directory, package
 from workers.steps.context import StepContext
@@ -283,6 +284,44 @@ def test_a_damaged_export_is_refused(given: Path) -> None:
     file.write_bytes(io.BytesIO(content).getvalue())
     with pytest.raises(BadArtifact, match="damaged"):
         taken(file)
+
+
+def test_of_the_source_it_is_noted_what_its_own_ingest_would_find(given: Path) -> None:
+    checkpoint = tiny_checkpoint(given.parent / "support")
+    result, _ = taken(given, source={"path": str(checkpoint), "base_path": None})
+    alone = ingest.run(
+        {"path": str(checkpoint), "base": None, "roots": [str(given.parent)]},
+        StepContext(given.parent, given.parent.parent / "work" / "scratch", given.parent / "lock"),
+    )
+    assert result["source"] == alone
+    assert result["kind"] == "model"
+
+
+def test_a_source_that_cannot_be_used_is_refused(given: Path) -> None:
+    with pytest.raises(BadCheckpoint, match="it was converted already"):
+        taken(given, source={"path": str(given), "base_path": None})
+
+
+def test_a_source_that_changed_since_it_was_ingested_is_noticed(given: Path) -> None:
+    checkpoint = tiny_checkpoint(given.parent / "support")
+    job = JobFacts(
+        1,
+        str(given),
+        None,
+        recipe_named("cpu-fp32"),
+        prompts=[],
+        prompts_digest=None,
+        kind=JobKind.IMPORT,
+        made_from=SourcePlace(str(checkpoint)),
+    )
+    watch = CheckpointWatch(StepKind.INGEST, job, {})
+    watch.check()
+    later = CheckpointWatch(StepKind.REFERENCE, job, {StepKind.INGEST: StepResult(watch.facts())})
+    later.check()
+    with (checkpoint / "model.safetensors").open("ab") as data:
+        data.write(b"more")
+    with pytest.raises(CheckpointChanged, match="changed after they were submitted"):
+        later.check()
 
 
 def test_a_weights_file_that_changed_since_it_was_ingested_is_another_checkpoint(given: Path) -> None:

@@ -55,7 +55,8 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
         spec: `path`, `base` (or None), `roots`, the directories under which both must lie, and `allow_pickle`, whether
             weights in a pickle may be opened (not, where it is absent); `chat_template`, the file whose template is
             meant where two differ (None or absent: two that differ are refused); `is_model`, whether it is an ONNX
-            model directory instead (see workers.steps.model_directory).
+            model directory instead (see workers.steps.model_directory), and with it `source`, the `path` and
+            `base_path` of the checkpoint that it was made from.
 
     Returns:
         What the later steps need to know of it: the digest of its content, facts of the model (of an adapter's base),
@@ -68,7 +69,17 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
         CheckpointChanged: its files changed while they were read.
     """
     with _told_on_one_line():
-        return model_directory.run(spec, context) if spec.get("is_model") else _run(spec, context)
+        return _import(spec, context) if spec.get("is_model") else _run(spec, context)
+
+
+def _import(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
+    """A model directory, and the checkpoint that it was made from where that is named."""
+    result = model_directory.run(spec, context)
+    source = spec.get("source")
+    if source:
+        limits = {name: spec[name] for name in ("roots", "allow_pickle") if name in spec}
+        result["source"] = _run({"path": source["path"], "base": source["base_path"], **limits}, context)
+    return result
 
 
 def _run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
 
     Args:
         spec: `path`, a directory or the file of an exported version, and `roots`, under which it must lie; `family`,
-            where it is of another than its config says.
+            where it is of another than its config says. What ingest found in the source of it, if that is at hand, is
+            added as `source` by workers.steps.ingest.
 
     Returns:
         What the later steps need to know, under the names that the ingest of a checkpoint has; `sizes` is None, and

@@ -108,6 +108,7 @@ def _provenance(job: PublishedJob, done: Done, report: dict[str, Any]) -> dict[s
             "architecture": ingested["architecture"],
             "base_digest": ingested["base"]["checkpoint_digest"] if ingested["base"] else None,
             **({"declared_name": ingested["declared_name"]} if ingested.get("declared_name") else {}),
+            **({"made_from": ingested["source"]["checkpoint_digest"]} if ingested.get("source") else {}),
         },
         "recipe": job.recipe | {"precision": _precision(job, done)},
         "step_keys": job.step_keys,
