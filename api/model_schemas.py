@@ -42,6 +42,7 @@ class Validation(Answer):
     state: JobState
     verdict: VerdictKind | None = Field(description="Null: it has none (yet).")
     runtime: str | None = Field(description="The version of the runtime that certified.", examples=["2.2.1"])
+    signed_by: str | None = Field(description="The id of the key that signed its report.")
     problem: str | None
     created_at: float
     finished_at: float | None

@@ -150,6 +150,9 @@ class JobDetail(Job):
     recipe_settings: dict[str, Any]
     ingested: dict[str, Any] | None = Field(description="What ingest found in the checkpoint.")
     report: dict[str, Any] | None = Field(description="What validate measured, also where a gate failed.")
+    seal: dict[str, Any] | None = Field(
+        description="What the report of a later validation is signed for, and the signature; null: it is not signed."
+    )
 
 
 class LogTail(Answer):
@@ -199,6 +202,7 @@ class Worker(Answer):
     hardware: dict[str, Any]
     toolchain: dict[str, Any]
     architectures: list[str]
+    signing_key: str | None = Field(description="The id of the key that it publishes with.")
     started_at: float
     seen_at: float
     stopped_at: float | None
@@ -284,9 +288,20 @@ class FamilyUse(Answer):
     stored_bytes: int
 
 
+class StoreCheck(Answer):
+    """What the last check of the store found."""
+
+    kind: str = Field(description="full, or fast: then no content was read.", examples=["full"])
+    store: str
+    finished_at: float
+    sound: bool = Field(description="Whether everything that somebody needs was there and whole.")
+    report: dict[str, Any] = Field(description="As `olivepress store check --json` prints it; long lists are cut.")
+
+
 class StoreUse(Answer):
     """What the store holds: the bytes of all files, and those of the distinct chunks that they consist of."""
 
+    last_check: StoreCheck | None = Field(description="The last full check; none yet: null.")
     name: str
     artifacts: int
     logical_bytes: int

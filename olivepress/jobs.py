@@ -73,6 +73,8 @@ class StepKind(StrEnum):
     REFERENCE = "reference"
     VALIDATE = "validate"
     PUBLISH = "publish"
+    SEAL = "seal"
+    """The report of a version that was measured again is signed; only where the stack signs."""
 
 
 class StepState(StrEnum):
@@ -127,14 +129,18 @@ FINAL_JOB_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANC
 # One job: each step needs all steps before it. Part of a step's key, so raise a number when a step's code changes
 # what it writes for the same input.
 STEP_VERSIONS: dict[StepKind, int] = {
-    StepKind.INGEST: 3,
-    StepKind.CONVERT: 3,
-    StepKind.QUANTIZE: 1,
-    StepKind.PACKAGE: 2,
-    StepKind.REFERENCE: 2,
-    StepKind.VALIDATE: 4,
+    StepKind.INGEST: 4,
+    StepKind.CONVERT: 4,
+    StepKind.QUANTIZE: 2,
+    StepKind.PACKAGE: 3,
+    StepKind.REFERENCE: 3,
+    StepKind.VALIDATE: 5,
     StepKind.PUBLISH: 1,
+    StepKind.SEAL: 1,
 }
+# Run by a worker itself, in no child: one that has the signing key, once the stack has signed. They touch the database
+# and the store only, so that they are no business of the pool that a job names.
+PUBLISHING_STEPS = frozenset({StepKind.PUBLISH, StepKind.SEAL})
 # More steps than any job has: the longest ladder takes fewer.
 MAX_POSITION = 99
 

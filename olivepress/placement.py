@@ -1,7 +1,8 @@
 """Which worker a waiting step is sent to: only where it fits, fair between teams, the smallest fitting first. Pure.
 
 A worker offers memory in equal parts to its slots: the part is the allowance of each step that it runs. A step needs
-memory and disk (predicted), a toolchain fingerprint (that of its key) and, where its job names one, a pool.
+memory and disk (predicted), a toolchain fingerprint (that of its key) and, where its job names one, a pool. Publishing
+needs the signing key, once the stack has signed.
 
 Between teams goes the one with the fewest steps in flight for its weight; of equals the one that was served least for
 its weight (start-time fair queueing, Goyal, Vin and Cheng, SIGCOMM 1996). Within a team: rank, then age.
@@ -24,16 +25,19 @@ class Need:
     scratch_bytes: int = 0
     pool: str | None = None
     fingerprint: str | None = None
+    publishes: bool = False
 
 
 @dataclass(frozen=True)
 class Room:
-    """What a worker offers to each of its steps. Equal rooms are one class of workers."""
+    """What a worker offers to each of its steps; nothing: it only publishes. Equal rooms are one class of workers."""
 
     pools: frozenset[str]
     allowance_bytes: int
     fingerprints: frozenset[str]
     disk_free_bytes: int
+    may_publish: bool = True
+    """It has the signing key, or the stack has never signed."""
 
     def fits(self, need: Need) -> bool:
         """Whether a step with this need can run here."""
@@ -42,6 +46,7 @@ class Room:
             and need.scratch_bytes <= self.disk_free_bytes
             and (need.pool is None or need.pool in self.pools)
             and (need.fingerprint is None or need.fingerprint in self.fingerprints)
+            and (not need.publishes or self.may_publish)
         )
 
 
@@ -141,12 +146,24 @@ def assign(
     return sent
 
 
+def lacks_key(need: Need, rooms: Collection[Room]) -> bool:
+    """Whether a step waits for the signing key: nothing is wrong with it, and it has cost its job hours before."""
+    return need.publishes and not any(room.may_publish for room in rooms)
+
+
 def why_nowhere(need: Need, rooms: Collection[Room]) -> str | None:
     """Why none of the living workers could ever take a step, and what to do; None if one could."""
     if any(room.fits(need) for room in rooms):
         return None
+    if not need.publishes:
+        rooms = [room for room in rooms if room.allowance_bytes]
     if not rooms:
         return "no worker is running; start one: olivepress service worker"
+    if lacks_key(need, rooms):
+        return (
+            "no running worker has the signing key, and what this stack publishes is signed; start one that has it: "
+            "OLIVEPRESS_SIGNING_KEY_FILE=FILE olivepress service publisher"
+        )
     in_pool = [room for room in rooms if need.pool is None or need.pool in room.pools]
     if not in_pool:
         offered = ", ".join(sorted({pool for room in rooms for pool in room.pools}))

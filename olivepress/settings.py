@@ -55,7 +55,9 @@ class Settings(BaseSettings):
     """Known to the API only; `up` makes one and keeps it in the data directory."""
 
     signing_key_file: Path | None = None
-    """An Ed25519 private key in PEM; only for the workers, which publish. Without it versions are not signed."""
+    """An Ed25519 private key in PEM; only for a worker, which publishes. Without it versions are not signed."""
+    publish_only: bool = False
+    """Whether a worker runs nothing but the steps that publish: no other step then has the user that owns the key."""
 
     slots: int = Field(default_factory=default_slots, ge=1, le=64)
     memory: ByteSize | None = Field(default=None, gt=0)
@@ -86,6 +88,8 @@ class Settings(BaseSettings):
     """Logs of attempts that succeeded."""
     retention_workers_days: float = Field(default=30.0, ge=0)
     """Workers that were not seen any more and that no attempt names."""
+    store_check_days: float = Field(default=30.0, ge=0)
+    """How old the last full check of the store may become before the scheduler makes another; 0: it makes none."""
     deleted_versions_days: float = Field(default=7.0, ge=0)
     """How long a deleted version can be undeleted and keeps its files; 0: not at all."""
     retention_settle_s: float = Field(default=120.0, ge=0)

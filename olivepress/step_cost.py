@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from olivepress.conversion_cost import FP32_BYTES, MIB, Sizes, predicted_cost
-from olivepress.jobs import JobKind, StepKind
+from olivepress.jobs import PUBLISHING_STEPS, JobKind, StepKind
 from olivepress.recipes.recipe import Recipe
 from olivepress.steps import plan
 
@@ -76,7 +76,7 @@ def predict(kind: StepKind, sizes: Sizes | None, recipe: Recipe) -> StepCost:
     Args:
         sizes: None before ingest has read the checkpoint.
     """
-    if kind is StepKind.PUBLISH:
+    if kind in PUBLISHING_STEPS:
         return StepCost(0, 0, 0.1)
     if sizes is None or kind is StepKind.INGEST:
         seconds = None if sizes is None else 0.5 + sizes.source_bytes / READ_BYTES_PER_S
@@ -104,7 +104,7 @@ def predict(kind: StepKind, sizes: Sizes | None, recipe: Recipe) -> StepCost:
 
 def of_model(kind: StepKind, size_bytes: int) -> StepCost:
     """What a step takes of a model that was made elsewhere: its size is known, its source is not."""
-    if kind is StepKind.PUBLISH:
+    if kind in PUBLISHING_STEPS:
         return StepCost(0, 0, 0.1)
     copying_s = size_bytes / READ_BYTES_PER_S
     if kind is StepKind.INGEST:

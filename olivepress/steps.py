@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from olivepress.jobs import JobKind, StepKind, digest_of, step_key
+from olivepress.jobs import PUBLISHING_STEPS, JobKind, StepKind, digest_of, step_key
 from olivepress.recipes.recipe import Recipe
 
 CERTIFIED_NAME_PREFIX = "candidate-"
@@ -122,8 +122,8 @@ def ingest_key(file_identity: str, told: dict[str, Any], fingerprint: str) -> st
 
 
 def key_of(kind: StepKind, job: JobFacts, done: Done, fingerprint: str) -> str | None:
-    """The key of a step whose predecessors are done; None for publish, which is unique per job."""
-    if kind is StepKind.PUBLISH:
+    """The key of a step whose predecessors are done; None for publish and seal, which are unique per job."""
+    if kind in PUBLISHING_STEPS:
         return None
     if kind is StepKind.INGEST:
         return ingest_location(job.batch_id, job.checkpoint_path, job.base_path, job.chat_template, job.kind)

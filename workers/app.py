@@ -38,8 +38,9 @@ def serve(settings: Settings, code: StepCode | None = None) -> None:
         code: where the steps' code lies; the real toolchain unless a test says otherwise.
     """
     code = code or StepCode()
-    with secrets.hidden():
-        start_forkserver(code)
+    if not settings.publish_only:
+        with secrets.hidden():
+            start_forkserver(code)
     if settings.signing_key_file is not None:
         # Rather now than when the first model is to be published.
         SigningKey.load(settings.signing_key_file)
@@ -58,19 +59,26 @@ def serve(settings: Settings, code: StepCode | None = None) -> None:
             workspaces=workspaces,
             facts=facts,
             code=code,
-            memory=memory_allowance.choose(offer.allowance_bytes),
+            memory=None if settings.publish_only else memory_allowance.choose(offer.allowance_bytes),
         )
         # The store's client has read those of the bucket now, and nobody else reads any.
         secrets.forget()
         with database.write() as session:
-            worker_rows.register(session, facts)
-        log.info("worker_started", worker_id=facts.id, slots=facts.slots, pools=facts.pools)
+            host.register(session, settings, facts)
+        log.info(
+            "publisher_started" if settings.publish_only else "worker_started",
+            worker_id=facts.id,
+            slots=facts.slots,
+            pools=facts.pools,
+            signing_key=facts.signing_key,
+        )
         stop = threading.Event()
         threads = [
             threading.Thread(target=watch_database, args=(runtime, stop), name="watch-database"),
             threading.Thread(target=sweep_until, args=(stop, settings.workspaces, workspaces), name="sweep-workspaces"),
-            threading.Thread(target=_warm_up, args=(runtime,), name="warm-up", daemon=True),
         ]
+        if not settings.publish_only:
+            threads.append(threading.Thread(target=_warm_up, args=(runtime,), name="warm-up", daemon=True))
         for thread in threads:
             thread.start()
         try:

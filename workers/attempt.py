@@ -2,7 +2,7 @@
 
 claimed ── remembered by identity (ingest) ──────────────► succeeded
    │
-   ├─ publish: a transaction, no child ──────────────────► succeeded
+   ├─ publish, seal: a transaction, no child ────────────► succeeded
    │
    └─ child runs ─ Success ─ output into the store ──────► succeeded
                  ├ Failure, permanent ───────────────────► failed
@@ -44,7 +44,7 @@ from workers.identity import CheckpointWatch, base_of
 from workers.lease import Lease, LeaseLost
 from workers.memory_allowance import Grant
 from workers.runtime import Runtime
-from workers.steps import publish
+from workers.steps import publish, seal
 from workers.workspace import Workspace, attempt_workspace
 
 WAIT_FOR_MESSAGE_S = 0.2
@@ -112,6 +112,8 @@ class Attempt:
         try:
             if self._held.kind is StepKind.PUBLISH:
                 return self._publish()
+            if self._held.kind is StepKind.SEAL:
+                return self._seal()
             return self._run_step()
         except LeaseLost:
             raise
@@ -202,6 +204,15 @@ class Attempt:
             return True
 
         return self._lease.finish(AttemptOutcome.SUCCEEDED, publish_it)
+
+    def _seal(self) -> AttemptOutcome:
+        runtime = self._runtime
+
+        def seal_it(session: Session) -> bool:
+            said = seal.seal(session, self._held.job_id, self._done, runtime.settings.signing_key_file)
+            return steps.succeed(session, self._held, StepResult(said), runtime.offer, runtime.store.has)
+
+        return self._lease.finish(AttemptOutcome.SUCCEEDED, seal_it)
 
     def _store_output(self, workspace: Workspace) -> str | None:
         if not any(workspace.output.iterdir()):

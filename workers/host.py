@@ -12,8 +12,13 @@ from typing import Any
 
 import psutil
 
+from olivepress.database import signing_keys
+from olivepress.database import workers as worker_rows
+from olivepress.database.sessions import Session
 from olivepress.database.unblocking import Offer
 from olivepress.database.workers import WorkerFacts
+from olivepress.errors import OlivepressError
+from olivepress.evidence.signing import PublicKey, SigningKey
 from olivepress.jobs import digest_of
 from olivepress.process_identity import pid_space, started_at
 from olivepress.settings import Settings
@@ -29,6 +34,7 @@ def describe(settings: Settings) -> WorkerFacts:
     host = socket.gethostname()
     fingerprint = fingerprint_of(versions)
     machine = hardware()
+    key = signing_key(settings)
     return WorkerFacts(
         id=f"{host}-{os.getpid()}-{secrets.token_hex(3)}",
         host=host,
@@ -37,7 +43,7 @@ def describe(settings: Settings) -> WorkerFacts:
         pid_space=pid_space(),
         pools=settings.pool_labels,
         slots=settings.slots,
-        memory_bytes=int(settings.memory) if settings.memory else default_memory_bytes(),
+        memory_bytes=0 if settings.publish_only else int(settings.memory or default_memory_bytes()),
         disk_free_bytes=disk_free_bytes(settings),
         fingerprint=fingerprint,
         timed_fingerprint=digest_of([fingerprint, machine["class"]]),
@@ -45,6 +51,7 @@ def describe(settings: Settings) -> WorkerFacts:
         toolchain=versions,
         # The first warm child says it; see workers.app.
         architectures=[],
+        signing_key=key.id if key else None,
     )
 
 
@@ -56,7 +63,36 @@ def offer_of(worker: WorkerFacts) -> Offer:
         allowance_bytes=worker.memory_bytes // worker.slots,
         fingerprint=worker.fingerprint,
         timed_fingerprint=worker.timed_fingerprint,
+        signs=worker.signing_key is not None,
     )
+
+
+def register(session: Session, settings: Settings, worker: WorkerFacts) -> None:
+    """Add this worker to the workers table; once one with a key was there, what the stack publishes is signed."""
+    worker_rows.register(session, worker)
+    _note_key(session, signing_key(settings))
+
+
+def report(session: Session, settings: Settings, worker_id: str) -> bool:
+    """Say that this worker lives and what of it may have changed; False if the database does not know it."""
+    key = signing_key(settings)
+    _note_key(session, key)
+    return worker_rows.seen(session, worker_id, disk_free_bytes(settings), key.id if key else None)
+
+
+def signing_key(settings: Settings) -> PublicKey | None:
+    """The key that this worker publishes with; None without one, and while its file cannot be used."""
+    if settings.signing_key_file is None:
+        return None
+    try:
+        return SigningKey.load(settings.signing_key_file).public
+    except OlivepressError:
+        return None
+
+
+def _note_key(session: Session, key: PublicKey | None) -> None:
+    if key is not None:
+        signing_keys.note(session, key)
 
 
 def default_memory_bytes() -> int:

@@ -9,13 +9,13 @@ import structlog
 from olivepress.database.cancelling import cancelled_steps
 from olivepress.database.sessions import Database
 from olivepress.database.unblocking import Offer
-from olivepress.database.workers import SEEN_EVERY_S, WorkerFacts, register, seen
+from olivepress.database.workers import SEEN_EVERY_S, WorkerFacts
 from olivepress.errors import ServiceUnavailable
 from olivepress.queues import Ring
 from olivepress.settings import Settings
 from olivepress.store import Store
+from workers import host
 from workers.child import StepCode
-from workers.host import disk_free_bytes
 from workers.memory_allowance import MemoryAllowance
 from workers.watchdog import Watchdog
 
@@ -56,9 +56,9 @@ def watch_database(runtime: Runtime, stop: threading.Event) -> None:
                 runtime.cancelled = cancelled_steps(session, runtime.offer.worker_id)
             if beats % int(SEEN_EVERY_S / POLL_CANCELLED_EVERY_S) == 0:
                 with runtime.database.write() as session:
-                    is_known = seen(session, runtime.offer.worker_id, disk_free_bytes(runtime.settings))
+                    is_known = host.report(session, runtime.settings, runtime.offer.worker_id)
                     if not is_known and runtime.facts is not None:
-                        register(session, runtime.facts)
+                        host.register(session, runtime.settings, runtime.facts)
                         log.warning("registered_again", worker_id=runtime.offer.worker_id)
         except ServiceUnavailable:
             # An outage is the attempts' business: they end their own children when it lasts too long.

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 import olivepress
 from api.routes import Parts, Stack
 from api.schemas import Check, CheckStatus, Health, HealthStatus, Worker
-from olivepress.database import views
+from olivepress.database import signing_keys, views
 from olivepress.database.tables import Json
 from olivepress.errors import OlivepressError, ServiceUnavailable
 from olivepress.queues import redis_client
@@ -27,7 +27,7 @@ def healthz(stack: Stack, response: Response) -> Health:
     try:
         with stack.database.read() as session:
             is_led = views.scheduler_lease(session)["alive"]
-            alive = sum(worker["alive"] for worker in views.workers(session))
+            alive = sum(worker["alive"] and worker["memory_bytes"] > 0 for worker in views.workers(session))
     except ServiceUnavailable:
         response.status_code = 503
         return Health(status=HealthStatus.DOWN, version=olivepress.__version__, database=False)
@@ -40,7 +40,7 @@ def healthz(stack: Stack, response: Response) -> Health:
 @router.get("/health", response_model=list[Check], summary="Check every part of the stack")
 def health(stack: Stack) -> list[Check]:
     """Each part with what is wrong with it and what to do now; `olivepress doctor` shows this."""
-    checks: list[Callable[[Parts], Check]] = [_scheduler, _workers, _redis, _flower, _store]
+    checks: list[Callable[[Parts], Check]] = [_scheduler, _workers, _signing, _redis, _flower, _store]
     return [_database(stack), *(_guarded(check, stack) for check in checks)]
 
 
@@ -80,7 +80,8 @@ def _scheduler(parts: Parts) -> Check:
 
 def _workers(parts: Parts) -> Check:
     with parts.database.read() as session:
-        alive = [worker for worker in views.workers(session) if worker["alive"]]
+        # Those that only publish have neither room for a step nor a toolchain; _signing looks at them.
+        alive = [worker for worker in views.workers(session) if worker["alive"] and worker["memory_bytes"] > 0]
     if not alive:
         return _fail("workers", "none is alive", "start one: `olivepress service worker`; a new one needs a moment")
     slots = sum(worker["slots"] for worker in alive)
@@ -90,6 +91,23 @@ def _workers(parts: Parts) -> Check:
         return _fail("workers", detail, "install it there: pip install 'olivepress[worker]'")
     toolchains = sorted({_toolchain(worker["toolchain"]) for worker in alive})
     return _ok("workers", f"{len(alive)} alive, slots: {slots}; {' | '.join(toolchains)}")
+
+
+def _signing(parts: Parts) -> Check:
+    with parts.database.read() as session:
+        keys = [key["id"] for key in signing_keys.keys(session)]
+        alive = [worker for worker in views.workers(session) if worker["alive"]]
+    holders = {worker["host"]: worker["signing_key"] for worker in alive if worker["signing_key"]}
+    if not keys:
+        return _warn("signing", "nothing is signed", "start one with a key: `olivepress service publisher`")
+    if not holders:
+        detail = f"no running worker has the key {keys[0]}, so nothing can be published"
+        return _fail("signing", detail, "start what has it: `olivepress service publisher`; what waits goes on")
+    former = {f"{host} ({key})" for host, key in holders.items() if key != keys[0]}
+    if former:
+        detail = f"the newest key is {keys[0]}, and another signs on: {', '.join(sorted(former))}"
+        return _warn("signing", detail, "put the file of the newest key there, or take the key away from it")
+    return _ok("signing", f"{keys[0]} on: {', '.join(sorted(holders))}")
 
 
 def _toolchain(versions: Json) -> str:
@@ -111,12 +129,7 @@ def _flower(parts: Parts) -> Check:
         httpx.get(f"{address}/healthcheck", timeout=FLOWER_TIMEOUT_S).raise_for_status()
     except httpx.HTTPError:
         detail = f"it does not answer at {address}"
-        return Check(
-            name="flower",
-            status=CheckStatus.WARN,
-            detail=detail,
-            what_now="start it to watch the tasks: `olivepress service flower`; no job needs it",
-        )
+        return _warn("flower", detail, "start it to watch the tasks: `olivepress service flower`; no job needs it")
     return _ok("flower", f"it answers at {address}")
 
 
@@ -131,12 +144,16 @@ def _store(parts: Parts) -> Check:
         return _ok("store", f"{parts.store.name} answers")
     detail = f"{parts.store.name} has {free_bytes / 1e9:.1f} GB free"
     if free_bytes < LOW_DISK_BYTES:
-        return Check(name="store", status=CheckStatus.WARN, detail=detail, what_now="free some space there")
+        return _warn("store", detail, "free some space there")
     return _ok("store", detail)
 
 
 def _ok(name: str, detail: str) -> Check:
     return Check(name=name, status=CheckStatus.OK, detail=detail, what_now=None)
+
+
+def _warn(name: str, detail: str, what_now: str) -> Check:
+    return Check(name=name, status=CheckStatus.WARN, detail=detail, what_now=what_now)
 
 
 def _fail(name: str, detail: str, what_now: str) -> Check:

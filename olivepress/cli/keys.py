@@ -55,9 +55,10 @@ def show(
         found = client.signing_keys()
     if not found and not as_json:
         raise NotFound(f"{trust.stack} has published nothing that is signed; is OLIVEPRESS_SIGNING_KEY_FILE set there?")
-    known = trust.known.of(trust.stack)
+    known, distrusted = trust.known.of(trust.stack), trust.known.distrusted()
     if as_json:
-        emit([entry | {"is_known_here": entry["id"] in known} for entry in found])
+        here = [{"is_known_here": one["id"] in known, "is_distrusted": one["id"] in distrusted} for one in found]
+        emit([entry | more for entry, more in zip(found, here, strict=True)])
         return
     if pem:
         typer.echo(PublicKey.from_text(found[0]["public_key"]).pem, nl=False)
@@ -65,7 +66,8 @@ def show(
     table = plain_table(word("key"), "since", "handed over by", "known here")
     for entry in found:
         since = datetime.fromtimestamp(entry["created_at"], UTC).strftime("%Y-%m-%d %H:%M UTC")
-        table.add_row(entry["id"], since, entry["endorsed_by"] or NOTHING, "yes" if entry["id"] in known else "no")
+        here_too = "yes" if entry["id"] in known else "distrusted" if entry["id"] in distrusted else "no"
+        table.add_row(entry["id"], since, entry["endorsed_by"] or NOTHING, here_too)
     console().print(table)
 
 
@@ -89,3 +91,25 @@ def trust(
         emit({"stack": believed.stack, "id": key.id, "public_key": key.text, "file": str(KnownKeys.default().file)})
     else:
         typer.echo(f"{key.id} is relied on for {believed.stack}")
+
+
+@app.command()
+def distrust(
+    key_id: Annotated[str, typer.Argument(metavar="KEY", help="The key's id, as whoever runs the stack told you.")],
+    as_json: AsJson = False,
+) -> None:
+    """Never rely on a key again, because somebody else may have it.
+
+    What it signed is not verified any more, and a key that it hands over to is not believed. `olivepress keys trust`
+    takes it back.
+
+    [bold]Example[/]
+      olivepress keys distrust 3f9a5c0e7b21d846
+    """
+    with connect() as client:
+        believed = Trust.of(client, say)
+        key = believed.refuse(key_id)
+    if as_json:
+        emit({"id": key.id, "public_key": key.text, "file": str(KnownKeys.default().file)})
+    else:
+        typer.echo(f"{key.id} is not relied on any more")

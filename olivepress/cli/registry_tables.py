@@ -148,7 +148,8 @@ def validation_lines(version: Json) -> list[Text]:
         outcome = one["verdict"] or one["state"]
         day = when(one["finished_at"] or one["created_at"])
         text = Text(f"{version['version']}: measured again{why} by job {one['job_id']}, {day}{runtime}: ")
-        lines.append(text.append_text(state_text(outcome)))
+        text.append_text(state_text(outcome))
+        lines.append(text.append(f", signed by {one['signed_by']}" if one.get("signed_by") else ""))
     return lines
 
 

@@ -13,6 +13,7 @@ from olivepress.cli.output import connect, console, emit
 from olivepress.cli.tables import figure, plain_table, state_text, word
 from olivepress.client import DEFAULT_TEAM, Client
 from olivepress.errors import BadArtifact, NotFound
+from olivepress.foundry.inference_model import SUMS_FILE
 from olivepress.registry import parse_reference
 from olivepress.reports import document, wording
 from olivepress.reports.compare import MEASURES, Compared, compare
@@ -102,7 +103,7 @@ def _documents(references: list[str], team: str) -> list[Json]:
     try:
         for reference in references:
             if reference.endswith(FILE_SUFFIX):
-                found.append(_read(Path(reference)))
+                found.append(read_report(Path(reference)))
                 continue
             client = client or connect()
             found.append(document.document_of(client.version(parse_reference(reference), team)))
@@ -112,18 +113,20 @@ def _documents(references: list[str], team: str) -> list[Json]:
     return found
 
 
-def _read(path: Path) -> Json:
+def read_report(path: Path) -> Json:
     """A report that `--json` wrote.
 
     Raises:
         BadArtifact: the file holds something else.
     """
     what_now = "write it with `olivepress report NAME --json`"
+    if path.with_name(SUMS_FILE).exists():
+        what_now = f"it is part of a version, which is verified as a whole: olivepress verify {path.parent}"
     try:
         found: Json = json.loads(path.read_text(encoding="utf-8"))
         known = found["schema_version"] == document.SCHEMA_VERSION and "gates" in found["report"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadArtifact(f"{path} is no report ({error}); {what_now}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadArtifact(f"{path} is no report document; {what_now}") from error
     if not known:
         raise BadArtifact(f"{path} is a report of schema {found['schema_version']}, which is not known; {what_now}")
     return found

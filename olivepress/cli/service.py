@@ -58,6 +58,18 @@ def worker(
 
 
 @app.command()
+def publisher() -> None:
+    """Run the steps that publish, and no other: a worker that has the signing key and runs nobody's code beside it.
+
+    It needs the database, Redis, the store and OLIVEPRESS_SIGNING_KEY_FILE; no checkpoint, no toolchain, little memory.
+    Once it has started, no worker without a key publishes.
+
+    Example: OLIVEPRESS_SIGNING_KEY_FILE=/etc/olivepress/signing-key.pem olivepress service publisher
+    """
+    _run("workers.app", {"publish_only": True})
+
+
+@app.command()
 def flower() -> None:
     """Serve the Flower monitor on loopback, behind OLIVEPRESS_FLOWER_PASSWORD."""
     from olivepress.services.flower import serve
@@ -77,7 +89,7 @@ def migrate() -> None:
 
 
 @app.command()
-def health(service: Annotated[str, typer.Argument(metavar="api|worker|scheduler|flower")]) -> None:
+def health(service: Annotated[str, typer.Argument(metavar="api|worker|publisher|scheduler|flower")]) -> None:
     """Say whether a service of this host works; exit code 1 if not. What a container's health check runs."""
     from olivepress.services.health import Service, check
 

@@ -183,7 +183,7 @@ def workers_table(workers: Iterable[Json]) -> Table:
         table.add_row(
             worker["id"],
             Text(state, style={"alive": "green", "lost": "red"}.get(state, "yellow")),
-            ",".join(worker["pools"]),
+            ",".join(worker["pools"]) if worker["memory_bytes"] else "(only publishes)",
             f"{worker['running_steps']}/{worker['slots']}",
             size(worker["memory_bytes"]),
             str(worker["hardware"].get("processor", NOTHING)),

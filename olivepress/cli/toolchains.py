@@ -27,7 +27,8 @@ def local_toolchain() -> Json | None:
 
 def toolchain_checks(workers: Iterable[Json], here: Json | None) -> Iterator[Json]:
     """A line for each toolchain that there is, with who has it, and one on whether the live workers agree."""
-    alive = [worker for worker in workers if worker["alive"]]
+    # One without memory for steps only publishes, and loads no toolchain.
+    alive = [worker for worker in workers if worker["alive"] and worker.get("memory_bytes", 1)]
     owners: dict[str, list[str]] = defaultdict(list)
     versions: dict[str, Mapping[str, Any]] = {}
     for name, owner in [*((worker["id"], worker) for worker in alive), *([(HERE, here)] if here else [])]:

@@ -11,7 +11,7 @@ from olivepress.database.many_rows import many_rows
 from olivepress.database.sessions import seconds_now
 from olivepress.database.tables import BatchRow, CalibrationRow, JobRow, PromptSetRow, StepRow
 from olivepress.database.upsert import upsert
-from olivepress.jobs import BatchId, JobId, JobKind, JobState, StepKind, StepState, digest_of, rank
+from olivepress.jobs import PUBLISHING_STEPS, BatchId, JobId, JobKind, JobState, StepKind, StepState, digest_of, rank
 from olivepress.manifest import CheckpointEntry, DomainPrompt, Manifest
 from olivepress.recipes.calibration import CalibrationEntry
 from olivepress.recipes.recipe import Recipe
@@ -181,7 +181,7 @@ def _insert_steps(
             StepRow.rung: literal(0),
             StepRow.state: literal(StepState.QUEUED.value if is_first else StepState.BLOCKED.value),
             StepRow.team: JobRow.team,
-            StepRow.pool: JobRow.pool,
+            StepRow.pool: literal(None, Text) if kind in PUBLISHING_STEPS else JobRow.pool,
             StepRow.rank: literal(rank(batch.priority, position)),
             StepRow.memory_bytes: literal(INGEST_BYTES if is_first else 0, BigInteger),
             StepRow.scratch_bytes: literal(0, BigInteger),

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from olivepress.database import signing_keys
 from olivepress.database.sessions import DatabaseNow
 from olivepress.database.tables import JobRow, StepRow, WorkerRow
 from olivepress.database.workers import SENT_TO_FOR_S, alive
-from olivepress.jobs import StepId, StepKind, StepState
+from olivepress.jobs import PUBLISHING_STEPS, StepId, StepKind, StepState
 from olivepress.placement import WINDOW_PER_SLOT, Fairness, Need, Place, Room, Waiting, assign
 
 
@@ -23,19 +24,24 @@ class Signal:
     description: str
 
 
-def room_of(worker: WorkerRow) -> Room:
-    """What a worker offers to each of its steps."""
-    return Room(
-        pools=frozenset(worker.pools),
-        allowance_bytes=worker.allowance_bytes,
-        fingerprints=frozenset({worker.fingerprint, worker.timed_fingerprint}),
-        disk_free_bytes=worker.disk_free_bytes,
-    )
+def rooms_of(session: Session, workers: Iterable[WorkerRow]) -> dict[str, Room]:
+    """What each worker offers to each of its steps, by worker id."""
+    is_signed = signing_keys.has_any(session)
+    return {
+        worker.id: Room(
+            pools=frozenset(worker.pools),
+            allowance_bytes=worker.allowance_bytes,
+            fingerprints=frozenset({worker.fingerprint, worker.timed_fingerprint}),
+            disk_free_bytes=worker.disk_free_bytes,
+            may_publish=worker.signing_key is not None or not is_signed,
+        )
+        for worker in workers
+    }
 
 
 def need_of(row: StepRow) -> Need:
     """What a step asks of a worker."""
-    return Need(row.memory_bytes, row.scratch_bytes, row.pool, row.fingerprint)
+    return Need(row.memory_bytes, row.scratch_bytes, row.pool, row.fingerprint, row.kind in PUBLISHING_STEPS)
 
 
 def fits(rooms: Iterable[Room]) -> ColumnElement[bool]:
@@ -47,6 +53,7 @@ def fits(rooms: Iterable[Room]) -> ColumnElement[bool]:
                 StepRow.scratch_bytes <= room.disk_free_bytes,
                 or_(StepRow.pool.is_(None), StepRow.pool.in_(sorted(room.pools))),
                 or_(StepRow.fingerprint.is_(None), StepRow.fingerprint.in_(sorted(room.fingerprints))),
+                *([] if room.may_publish else [StepRow.kind.not_in(PUBLISHING_STEPS)]),
             )
             for room in rooms
         )
@@ -91,15 +98,17 @@ def _places(session: Session, again_after_s: float) -> list[Place]:
     )
     running = dict(session.execute(runs).all())
     waiting = dict(session.execute(told).all())
+    living = alive(session, SENT_TO_FOR_S)
+    rooms = rooms_of(session, living)
     return [
         Place(
             row.id,
-            room_of(row),
+            rooms[row.id],
             row.slots,
             load=running.get(row.id, 0) + waiting.get(row.id, 0),
             running=running.get(row.id, 0),
         )
-        for row in alive(session, SENT_TO_FOR_S)
+        for row in living
     ]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from olivepress.database.tables import JobRow, StepRow
-from olivepress.jobs import StepKind, StepState, rank
+from olivepress.jobs import PUBLISHING_STEPS, StepKind, StepState, rank
 from olivepress.step_cost import INGEST_BYTES
 
 
@@ -16,7 +16,7 @@ def blocked_step(job: JobRow, kind: StepKind, position: int, now: float, *, rung
         rung=rung,
         state=StepState.BLOCKED.value,
         team=job.team,
-        pool=job.pool,
+        pool=None if kind in PUBLISHING_STEPS else job.pool,
         rank=rank(job.priority, position),
         memory_bytes=0,
         scratch_bytes=0,

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from olivepress.database.remeasuring import RUNTIME
 from olivepress.database.tables import AliasRow, JobRow, ModelRow, VersionRow
-from olivepress.database.workers import alive
+from olivepress.database.workers import pressing
 from olivepress.jobs import JobId, JobKind, JobState
 
 
@@ -35,7 +35,7 @@ class Candidate:
 
 def runtime_of_workers(session: Session) -> str | None:
     """The version of the runtime that every living worker has; None where none lives, or they do not agree."""
-    found = {worker.toolchain.get(RUNTIME) for worker in alive(session)}
+    found = {worker.toolchain.get(RUNTIME) for worker in pressing(session)}
     (runtime,) = found if len(found) == 1 else (None,)
     return runtime
 

@@ -5,16 +5,18 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
+from olivepress.database import signing_keys
 from olivepress.database.batches import store_prompts
 from olivepress.database.new_steps import blocked_step
 from olivepress.database.sessions import seconds_now
 from olivepress.database.tables import BatchRow, JobRow, Json, ModelRow, StepRow, VersionRow
 from olivepress.database.unblocking import HasArtifact, Offer, advance
 from olivepress.database.upsert import upsert
-from olivepress.database.workers import alive
+from olivepress.database.workers import pressing
 from olivepress.errors import BadArtifact, PermanentError
+from olivepress.evidence.report_seal import Measured
 from olivepress.gates import parse_limits
 from olivepress.jobs import BatchId, JobId, JobKind, JobState, StepKind, StepState
 from olivepress.manifest import DomainPrompt
@@ -145,9 +147,11 @@ def _insert_steps(session: Session, job: JobRow, made: Mapping[StepKind, StepRow
     wanted = plan(JobKind(job.kind), Recipe.from_dict(job.recipe))
     is_kept = {kind: kind in made and _is_kept(made[kind], has_artifact) for kind in wanted}
     kinds = [kind for kind in wanted if kind is StepKind.VALIDATE or is_kept[kind]]
+    if signing_keys.has_any(session):
+        kinds.append(StepKind.SEAL)
     for position, kind in enumerate(kinds):
         step = blocked_step(job, kind, position, now)
-        if kind is not StepKind.VALIDATE:
+        if kind not in (StepKind.VALIDATE, StepKind.SEAL):
             source = made[kind]
             step.state, step.key, step.fingerprint = StepState.SUCCEEDED.value, source.key, source.fingerprint
             step.result, step.artifact_digest = source.result, source.artifact_digest
@@ -165,16 +169,32 @@ def _offer(session: Session, again: Again) -> Offer:
 
     The scheduler gives a key that no living worker has made to the first that could take the step.
     """
-    for worker in alive(session):
+    for worker in pressing(session):
         is_of_pool = again.pool is None or again.pool in worker.pools
         if is_of_pool and again.runtime in (None, worker.toolchain.get(RUNTIME)):
             return Offer.of(worker)
     return Offer("", "", "")
 
 
+def measured_by(session: Session, job_id: int) -> Measured:
+    """The version that a validation measured, as its report is signed for it."""
+    job = session.get_one(JobRow, job_id)
+    version = session.get_one(VersionRow, job.subject_version_id)
+    return Measured(
+        team=job.team,
+        model=job.model_name,
+        number=version.number,
+        recipe=job.recipe_name,
+        precision=version.precision,
+        family=version.family,
+        package_digest=version.package_digest,
+        job_id=job_id,
+    )
+
+
 def validations(session: Session, version_ids: Sequence[int]) -> dict[int, list[Json]]:
     """What was measured again of these versions, by version id, oldest first; also what still runs."""
-    result = StepRow.result
+    result, sealed = StepRow.result, aliased(StepRow)
     query = (
         select(
             JobRow.subject_version_id,
@@ -187,8 +207,10 @@ def validations(session: Session, version_ids: Sequence[int]) -> dict[int, list[
             JobRow.error_message,
             result["verdict"].as_string().label("verdict"),
             result[("report", "certificate", "runtime", RUNTIME)].as_string().label("runtime"),
+            sealed.result[("seal", "evidence", "key_id")].as_string().label("signed_by"),
         )
         .join(StepRow, (StepRow.job_id == JobRow.id) & (StepRow.kind == StepKind.VALIDATE))
+        .outerjoin(sealed, (sealed.job_id == JobRow.id) & (sealed.kind == StepKind.SEAL))
         .where(JobRow.subject_version_id.in_(version_ids))
         .order_by(JobRow.id)
     )
@@ -201,6 +223,7 @@ def validations(session: Session, version_ids: Sequence[int]) -> dict[int, list[
                 "state": row.state,
                 "verdict": row.verdict,
                 "runtime": row.runtime,
+                "signed_by": row.signed_by,
                 "problem": row.error_message,
                 "created_at": row.created_at,
                 "finished_at": row.finished_at,

@@ -2,13 +2,14 @@
 
 import base64
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, exists, or_, select, true
 from sqlalchemy.orm import Session
 
 from olivepress.database.sessions import DatabaseNow
-from olivepress.database.tables import Json, SigningKeyRow
+from olivepress.database.tables import Json, SigningKeyRow, StepRow
 from olivepress.database.upsert import upsert
 from olivepress.evidence.signing import PublicKey
+from olivepress.jobs import PUBLISHING_STEPS
 
 
 def note(session: Session, key: PublicKey, endorsed_by: PublicKey | None = None, endorsement: bytes = b"") -> None:
@@ -30,6 +31,11 @@ def note(session: Session, key: PublicKey, endorsed_by: PublicKey | None = None,
 def has_any(session: Session) -> bool:
     """Whether this stack signs what it publishes."""
     return session.scalar(select(SigningKeyRow.id).limit(1)) is not None
+
+
+def lets_claim(signs: bool) -> ColumnElement[bool]:
+    """Steps that a worker with or without the key may take: without it, none that publishes once the stack signs."""
+    return true() if signs else or_(StepRow.kind.not_in(PUBLISHING_STEPS), ~exists(select(SigningKeyRow.id)))
 
 
 def keys(session: Session) -> list[Json]:

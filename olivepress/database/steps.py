@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session, aliased
 
 from olivepress import jobs
-from olivepress.database import conclusions, costs
+from olivepress.database import conclusions, costs, signing_keys
 from olivepress.database.sessions import DatabaseNow, seconds_now
 from olivepress.database.table import clean_values
 from olivepress.database.tables import AttemptRow, JobRow, RememberedRow, StepRow
@@ -76,10 +76,8 @@ def claim(session: Session, step_id: StepId, offer: Offer) -> Claim | None:
             StepRow.memory_bytes <= offer.allowance_bytes,
             or_(StepRow.pool.is_(None), StepRow.pool.in_(offer.pools)),
             StepRow.run_at <= DatabaseNow(),
-            or_(
-                StepRow.fingerprint.is_(None),
-                StepRow.fingerprint.in_([offer.fingerprint, offer.timed_fingerprint]),
-            ),
+            or_(StepRow.fingerprint.is_(None), StepRow.fingerprint.in_([offer.fingerprint, offer.timed_fingerprint])),
+            signing_keys.lets_claim(offer.signs),
             ~exists().where(twin.key == StepRow.key, twin.state == StepState.RUNNING),
         )
         .with_for_update(skip_locked=True)

@@ -2,7 +2,7 @@
 
 batches 1─n jobs 1─n steps 1─n attempts          remembered: step key -> result
 models 1─n versions, models 1─n aliases n─1 versions, models 1─n alias_moves
-prompt_sets, calibrations, workers, leases, learned_costs, recipes, signing_keys, quotas stand alone
+prompt_sets, calibrations, workers, leases, learned_costs, recipes, signing_keys, quotas, store_checks stand alone
 """
 
 from typing import Any
@@ -17,6 +17,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
+from olivepress.database.store_check_row import StoreCheckRow as StoreCheckRow
 from olivepress.database.table import Json as Json
 from olivepress.database.table import Table as Table
 
@@ -317,13 +318,15 @@ class WorkerRow(Table):
     pools: Mapped[list[Any]]
     slots: Mapped[int]
     memory_bytes: Mapped[int] = mapped_column(BigInteger)
-    """Offered to steps, in equal parts for each slot."""
+    """Offered to steps, in equal parts for each slot; 0: it only publishes."""
     disk_free_bytes: Mapped[int] = mapped_column(BigInteger)
     fingerprint: Mapped[str]
     timed_fingerprint: Mapped[str]
     hardware: Mapped[Json]
     toolchain: Mapped[Json]
     architectures: Mapped[list[Any]]
+    signing_key: Mapped[str | None]
+    """The id of the key that it publishes with; None: it has none, or cannot use it."""
     started_at: Mapped[float]
     seen_at: Mapped[float]
     stopped_at: Mapped[float | None]

@@ -32,6 +32,8 @@ class Offer:
     """The toolchain on this class of hardware: what a measurement depends on."""
     pools: tuple[str, ...] = (DEFAULT_POOL,)
     allowance_bytes: int = 2**40
+    signs: bool = False
+    """Whether it has the signing key."""
 
     @classmethod
     def of(cls, worker: WorkerRow) -> "Offer":
@@ -42,11 +44,12 @@ class Offer:
             timed_fingerprint=worker.timed_fingerprint,
             pools=tuple(worker.pools),
             allowance_bytes=worker.allowance_bytes,
+            signs=worker.signing_key is not None,
         )
 
     def fingerprint_for(self, kind: StepKind) -> str | None:
         """The fingerprint that enters a step's key; None where the result does not depend on the toolchain."""
-        if kind in (StepKind.INGEST, StepKind.PUBLISH):
+        if kind is StepKind.INGEST or kind in jobs.PUBLISHING_STEPS:
             return None
         return self.timed_fingerprint if kind is StepKind.VALIDATE else self.fingerprint
 
@@ -56,10 +59,10 @@ def job_facts(session: Session, job_id: int) -> JobFacts:
     job = session.get_one(JobRow, job_id)
     prompts = session.get_one(PromptSetRow, job.prompts_digest).prompts if job.prompts_digest else []
     recipe, text = Recipe.from_dict(job.recipe), None
+    particulars: Json = job.particulars or {}
     # Megabytes, and this is read whenever a step of the job ends.
     if job.calibration_digest and recipe.needs_calibration:
         text = session.get_one(CalibrationRow, job.calibration_digest).entries
-    particulars: Json = job.particulars or {}
     return JobFacts(
         kind=JobKind(job.kind),
         calibration=text,
@@ -99,7 +102,8 @@ def recall(session: Session, key: str, has_artifact: HasArtifact) -> RememberedR
 def advance(session: Session, job_id: int, offer: Offer, has_artifact: HasArtifact) -> None:
     """Unblock the next step of a job: from memory as far as the keys are known, then queued.
 
-    Where gates failed, those of the ladder's next rung; without one the job has failed.
+    Where gates failed, those of the ladder's next rung; without one the job has failed, once the report is sealed
+    where it is to be.
     """
     session.flush()
     job = session.get_one(JobRow, job_id)
@@ -109,9 +113,9 @@ def advance(session: Session, job_id: int, offer: Offer, has_artifact: HasArtifa
         failed = failed_gates(done)
         if not failed or job.cancel_requested or not rungs.climb(session, job):
             break
-    if failed and not job.cancel_requested:
+    if failed and not job.cancel_requested and not _waits_for_seal(session, job_id):
         _fail_by_gates(session, job, failed)
-    if facts.kind.measures_again and StepKind.VALIDATE in done:
+    if facts.kind.measures_again and StepKind.VALIDATE in done and StepKind.SEAL not in done:
         conclusions.conclude(session, job, failed)
     session.flush()
     refresh_job(session, job_id)
@@ -136,7 +140,8 @@ def _queue_next(
         before = select(StepRow.id).where(
             is_ours, StepRow.position < row.position, StepRow.state != StepState.SUCCEEDED
         )
-        if session.scalar(before.limit(1)) is not None or failed_gates(done):
+        # What failed is as much worth a signature as what passed.
+        if session.scalar(before.limit(1)) is not None or (failed_gates(done) and kind is not StepKind.SEAL):
             return
         fingerprint = offer.fingerprint_for(kind)
         row.key, row.fingerprint = key_of(kind, facts, done, fingerprint or ""), fingerprint
@@ -224,6 +229,11 @@ def failed_gates(done: Done) -> list[dict[str, Any]]:
     if validated is None or validated.result["verdict"] == Verdict.PASSED:
         return []
     return [gate for gate in validated.result["report"]["gates"] if gate["verdict"] == Verdict.FAILED]
+
+
+def _waits_for_seal(session: Session, job_id: int) -> bool:
+    waiting = (StepRow.kind == StepKind.SEAL) & (StepRow.state == StepState.QUEUED)
+    return session.scalar(select(StepRow.id).where(StepRow.job_id == job_id, waiting)) is not None
 
 
 def _fail_by_gates(session: Session, job: JobRow, failed: list[dict[str, Any]]) -> None:

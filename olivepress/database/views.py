@@ -11,9 +11,9 @@ from olivepress.database import rungs
 from olivepress.database.figures import FIGURES, figures_of, figures_view
 from olivepress.database.sessions import seconds_now
 from olivepress.database.tables import AttemptRow, BatchRow, JobRow, Json, LeaseRow, StepRow, VersionRow, WorkerRow
-from olivepress.database.workers import ALIVE_FOR_S, SCHEDULER_LEASE, alive
+from olivepress.database.workers import ALIVE_FOR_S, SCHEDULER_LEASE, alive, pressing
 from olivepress.errors import NotFound
-from olivepress.jobs import FINAL_JOB_STATES, JobState, StepKind, StepState, batch_state
+from olivepress.jobs import FINAL_JOB_STATES, PUBLISHING_STEPS, JobState, StepKind, StepState, batch_state
 from olivepress.placement import Need, why_nowhere
 
 
@@ -35,7 +35,7 @@ def batches(session: Session, team: str, limit: int, before_id: int | None = Non
         query = query.where(BatchRow.id < before_id)
     rows = session.scalars(query).all()
     counts = _job_counts(session, JobRow.batch_id.in_([row.id for row in rows]))
-    has_workers = bool(alive(session))
+    has_workers = bool(pressing(session))
     return [_batch_view(row, counts.get(row.id, {}), has_workers) for row in rows]
 
 
@@ -49,7 +49,7 @@ def batch_summary(session: Session, batch_id: int) -> Json:
     if row is None:
         raise NotFound(f"there is no batch {batch_id}; `olivepress jobs` lists the jobs and batches that exist")
     counts = _job_counts(session, JobRow.batch_id == batch_id).get(batch_id, {})
-    return _batch_view(row, counts, bool(alive(session)))
+    return _batch_view(row, counts, bool(pressing(session)))
 
 
 def batch(session: Session, batch_id: int, states: Collection[JobState] = ()) -> Json:
@@ -104,6 +104,7 @@ def job(session: Session, job_id: int) -> Json:
         "steps": steps,
         "ingested": {key: value for key, value in ingested.items() if key != "files"} or None,
         "report": report | rungs.report_part(session, job_id) if report else None,
+        "seal": results.get(StepKind.SEAL, {}).get("seal"),
     }
 
 
@@ -202,9 +203,12 @@ def _job_views(session: Session, chosen: Select[int]) -> list[Json]:
     now = seconds_now(session)
     rows = session.execute(_job_columns().where(JobRow.id.in_(select(ids.c.id)))).all()
     steps: dict[int, list[Json]] = {}
-    nowhere = why_nowhere(Need(), ()) if not alive(session) else None
+    living, nobody = alive(session), why_nowhere(Need(), ())
+    nowhere_to_publish = None if living else nobody
+    nowhere = None if any(worker.memory_bytes for worker in living) else nobody
     for row in session.execute(_step_columns().where(StepRow.job_id.in_(select(ids.c.id)))):
-        steps.setdefault(row.job_id, []).append(_step_view(row, now, nowhere))
+        reason = nowhere_to_publish if row.kind in PUBLISHING_STEPS else nowhere
+        steps.setdefault(row.job_id, []).append(_step_view(row, now, reason))
     figures = _job_figures(session, StepRow.job_id.in_(select(ids.c.id)))
     views = {row.id: _job_view(row, steps.get(row.id, []), now) | {"figures": figures.get(row.id)} for row in rows}
     # A job that was added between the queries is left to the next look.
@@ -377,6 +381,7 @@ def _worker_view(row: WorkerRow, running_steps: int, now: float) -> Json:
         "hardware": row.hardware,
         "toolchain": row.toolchain,
         "architectures": row.architectures,
+        "signing_key": row.signing_key,
         "started_at": row.started_at,
         "seen_at": row.seen_at,
         "stopped_at": row.stopped_at,

@@ -35,6 +35,8 @@ class WorkerFacts:
     hardware: dict[str, Any]
     toolchain: dict[str, Any]
     architectures: list[str]
+    signing_key: str | None = None
+    """The id of the key that it publishes with."""
 
 
 def register(session: Session, worker: WorkerFacts) -> None:
@@ -48,13 +50,18 @@ def warmed(session: Session, worker_id: str, architectures: list[str]) -> None:
     session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(architectures=architectures))
 
 
-def seen(session: Session, worker_id: str, disk_free_bytes: int) -> bool:
-    """Note that a worker lives, and how much room its workspaces have.
+def seen(session: Session, worker_id: str, disk_free_bytes: int, signing_key: str | None = None) -> bool:
+    """Note that a worker lives, how much room its workspaces have, and the key that it publishes with.
 
     Returns:
         False if it is not known (any more): the database may be one that was restored. It registers again.
     """
-    values = {"seen_at": DatabaseNow(), "disk_free_bytes": disk_free_bytes, "stopped_at": None}
+    values = {
+        "seen_at": DatabaseNow(),
+        "disk_free_bytes": disk_free_bytes,
+        "signing_key": signing_key,
+        "stopped_at": None,
+    }
     known = update(WorkerRow).where(WorkerRow.id == worker_id).values(**values).returning(WorkerRow.id)
     return session.scalar(known) is not None
 
@@ -65,9 +72,14 @@ def stopped(session: Session, worker_id: str) -> None:
 
 
 def alive(session: Session, seen_within_s: float = ALIVE_FOR_S) -> list[WorkerRow]:
-    """Workers that were seen lately and did not stop."""
+    """Workers that were seen lately and did not stop, those that only publish too."""
     query = select(WorkerRow).where(WorkerRow.stopped_at.is_(None), WorkerRow.seen_at > DatabaseNow() - seen_within_s)
     return list(session.scalars(query))
+
+
+def pressing(session: Session) -> list[WorkerRow]:
+    """Of the living workers those that run every kind of step, in children with a toolchain."""
+    return [row for row in alive(session) if row.memory_bytes > 0]
 
 
 def on_host(session: Session, host: str, pid_space: str) -> list[WorkerRow]:

@@ -104,7 +104,7 @@ def digest_of_report_file(content: bytes) -> str:
     Raises:
         BadArtifact: it holds no JSON object.
     """
-    return digest_of(_object_in(REPORT_FILE, content))
+    return digest_of(object_in(REPORT_FILE, content))
 
 
 def digest_of_provenance_file(content: bytes) -> str:
@@ -113,11 +113,16 @@ def digest_of_provenance_file(content: bytes) -> str:
     Raises:
         BadArtifact: it holds no JSON object.
     """
-    value = _object_in(PROVENANCE_FILE, content)
+    value = object_in(PROVENANCE_FILE, content)
     return digest_of({name: part for name, part in value.items() if name not in NAMED_IN_FILE})
 
 
-def _object_in(name: str, content: bytes) -> dict[str, Any]:
+def object_in(name: str, content: bytes) -> dict[str, Any]:
+    """The JSON object in a file of this name.
+
+    Raises:
+        BadArtifact: it holds none.
+    """
     try:
         value = json.loads(content)
         # What is no number in JSON has no digest either.

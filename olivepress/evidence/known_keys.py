@@ -1,7 +1,8 @@
 """The public keys that this machine relies on, each for one stack: what ssh calls known hosts.
 
 A stack is known by its API's address, or by its data directory where it runs on this machine. Its keys are believed at
-first sight; from then on another key is believed only if the holder of a known one handed over to it.
+first sight; from then on another key is believed only if the holder of a known one handed over to it. A key that
+somebody else may have is distrusted: it stays listed as such, so that nothing brings it back but a person.
 """
 
 import json
@@ -32,6 +33,7 @@ class KnownKey:
     public_key: str
     since: float
     """When this machine came to know it, in seconds since 1970."""
+    is_distrusted: bool = False
 
     @property
     def key(self) -> PublicKey:
@@ -52,7 +54,7 @@ class KnownKeys:
         return cls(Path(stated) if stated else user_config_path("olivepress", appauthor=False) / "known_keys.json")
 
     def all(self) -> list[KnownKey]:
-        """All keys, in the order in which they came.
+        """All keys, also distrusted ones, in the order in which they came.
 
         Raises:
             PermanentError: the file cannot be understood.
@@ -77,26 +79,45 @@ class KnownKeys:
         return keys
 
     def of(self, stack: str) -> dict[str, PublicKey]:
-        """The keys of a stack, by id."""
-        return {known.id: known.key for known in self.all() if known.stack == stack}
+        """The keys of a stack that are relied on, by id."""
+        return {known.id: known.key for known in self.all() if known.stack == stack and not known.is_distrusted}
 
     def find(self, key_id: str) -> KnownKey | None:
-        """A key whichever stack it is of."""
-        return next((known for known in self.all() if known.id == key_id), None)
+        """A key that is relied on, whichever stack it is of."""
+        return next((known for known in self.all() if known.id == key_id and not known.is_distrusted), None)
+
+    def distrusted(self) -> set[str]:
+        """The ids of keys that are not to be relied on, whoever offers them."""
+        return {known.id for known in self.all() if known.is_distrusted}
 
     def add(self, stack: str, key: PublicKey) -> None:
-        """Rely on a key of a stack from now on.
+        """Rely on a key of a stack from now on, also where it was distrusted.
 
         Raises:
             NotAllowed: the file cannot be written.
         """
+        self._enter(KnownKey(stack, key.id, key.text, time.time()))
+
+    def distrust(self, stack: str, key: PublicKey) -> None:
+        """Never rely on a key again, of whatever stack, until a person says otherwise.
+
+        Raises:
+            NotAllowed: the file cannot be written.
+        """
+        self._enter(KnownKey(stack, key.id, key.text, time.time(), is_distrusted=True))
+
+    def _enter(self, entry: KnownKey) -> None:
+        """What is listed of this key and says otherwise than the new entry goes; the entry comes unless it is there."""
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             lock = self.file.with_name(self.file.name + ".lock")
             with exclusive(lock, wait_s=LOCK_WAIT_S, what=f"the list of known keys {self.file}"):
-                known = self.all()
-                if not any((entry.stack, entry.id) == (stack, key.id) for entry in known):
-                    self._write([*known, KnownKey(stack, key.id, key.text, time.time())])
+                listed = self.all()
+                left = [one for one in listed if one.id != entry.id or one.is_distrusted == entry.is_distrusted]
+                if not any((one.stack, one.id) == (entry.stack, entry.id) for one in left):
+                    left.append(entry)
+                if left != listed:
+                    self._write(left)
         except OSError as error:
             raise NotAllowed(
                 f"{self.file} cannot be written ({error.strerror}); check who owns it, or set OLIVEPRESS_KNOWN_KEYS"

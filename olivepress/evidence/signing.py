@@ -21,6 +21,7 @@ from olivepress.errors import NotAllowed, PermanentError
 
 KEY_ID_DIGITS = 16
 PUBLIC_BYTES = 32
+SIGNATURE_BYTES = 64
 # A secret that a container is given is often readable by its group; by others or writable, it is nobody's secret.
 TOO_OPEN = stat.S_IWGRP | stat.S_IRWXO
 

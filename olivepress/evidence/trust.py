@@ -70,16 +70,19 @@ class Trust:
         Raises:
             UntrustedKey: it is not.
         """
-        known = self.known.of(self.stack)
+        known, distrusted = self.known.of(self.stack), self.known.distrusted()
+        if key_id in distrusted:
+            raise _distrusted(key_id)
         if key_id in known:
             return known[key_id]
-        offered = _offered(self.client)
+        offered = {name: key for name, key in _offered(self.client).items() if name not in distrusted}
         if key_id not in offered:
             raise UntrustedKey(
                 f"the signature is by the key {key_id}, and {self.stack} does not say that this is its key; do not use "
                 "what it signed, and tell whoever runs the stack"
             )
-        if not known or self.is_local:
+        was_met = any(entry.stack == self.stack for entry in self.known.all())
+        if not was_met or self.is_local:
             for key in offered.values():
                 self.known.add(self.stack, key.key)
             if not self.is_local:
@@ -89,8 +92,9 @@ class Trust:
             self.known.add(self.stack, offered[key_id].key)
             self.tell(f"{self.stack} signs with the new key {key_id}, to which its former key handed over")
         else:
+            names = ", ".join(known) or "none"
             raise UntrustedKey(
-                f"THE KEY OF {self.stack} HAS CHANGED: this machine knows {', '.join(known)}, and now it signs with "
+                f"THE KEY OF {self.stack} HAS CHANGED: this machine knows {names}, and now it signs with "
                 f"{key_id}, to which no known key handed over. Somebody may stand between you and the stack. Ask "
                 f"whoever runs it whether {key_id} is its key; if it is: olivepress keys trust {key_id}"
             )
@@ -109,6 +113,24 @@ class Trust:
         self.known.add(self.stack, offered[key_id].key)
         return offered[key_id].key
 
+    def refuse(self, key_id: str) -> PublicKey:
+        """Never rely on a key again, because a person says so: one that is known here, or that the stack offers.
+
+        Raises:
+            NotFound: it is neither.
+        """
+        for entry in self.known.all():
+            if entry.id == key_id:
+                self.known.distrust(entry.stack, entry.key)
+                return entry.key
+        offered = _offered(self.client)
+        if key_id not in offered:
+            raise NotFound(
+                f"neither this machine nor {self.stack} knows a key {key_id}; `olivepress keys show` lists them"
+            )
+        self.known.distrust(self.stack, offered[key_id].key)
+        return offered[key_id].key
+
 
 def check_without_stack(content: Content, version: str, known: KnownKeys, tell: Tell) -> None:
     """Hold a version that came as a file against its evidence, as far as its key is known from any stack.
@@ -117,6 +139,7 @@ def check_without_stack(content: Content, version: str, known: KnownKeys, tell: 
 
     Raises:
         BadArtifact: what was signed is something else.
+        UntrustedKey: it is signed by a key that somebody said is not to be relied on.
     """
 
     def find(key_id: str) -> PublicKey | None:
@@ -124,6 +147,8 @@ def check_without_stack(content: Content, version: str, known: KnownKeys, tell: 
         return entry.key if entry else None
 
     found = verify(content, find)
+    if found.evidence is not None and found.evidence.key_id in known.distrusted():
+        raise _distrusted(found.evidence.key_id)
     if found.is_unsigned:
         tell(f"{version} is not signed: only its checksums are verified")
     elif found.wants_only_the_key and found.evidence is not None:
@@ -193,6 +218,13 @@ def _leads_to(key_id: str, offered: Mapping[str, _Offered], known: Mapping[str, 
             return False
         key_id = before
     return False
+
+
+def _distrusted(key_id: str) -> UntrustedKey:
+    return UntrustedKey(
+        f"the signature is by the key {key_id}, which this machine was told to distrust (`olivepress keys distrust`); "
+        "do not use what it signed, and ask whoever runs the stack to publish it again"
+    )
 
 
 def _forged(version: str, found: Verification) -> BadArtifact:

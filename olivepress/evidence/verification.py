@@ -1,12 +1,13 @@
 """Holds a version's files against SHA256SUMS, its evidence and the signature of that. Needs no stack and no network."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from olivepress.delivery.archive import Archive, file_contents
 from olivepress.errors import BadArtifact
@@ -19,8 +20,9 @@ from olivepress.evidence.document import (
     Evidence,
     digest_of_provenance_file,
     digest_of_report_file,
+    object_in,
 )
-from olivepress.evidence.signing import PublicKey
+from olivepress.evidence.signing import SIGNATURE_BYTES, PublicKey
 from olivepress.foundry.inference_model import INFERENCE_MODEL_FILE, SUMS_FILE, read_sums
 from olivepress.jobs import digest_of
 
@@ -54,12 +56,40 @@ class Finding:
     detail: str
 
 
+class Signed(Protocol):
+    """What a signature vouches for: a version, or a later report of one."""
+
+    @property
+    def team(self) -> str: ...
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def package_digest(self) -> str: ...
+
+    @property
+    def report_digest(self) -> str: ...
+
+    @property
+    def signed_at(self) -> str: ...
+
+    @property
+    def key_id(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Verification:
     """What all checks gave; `evidence` where there is any that can be read."""
 
     findings: tuple[Finding, ...]
-    evidence: Evidence | None
+    evidence: Signed | None
     is_key_known: bool = True
 
     @property
@@ -82,7 +112,9 @@ class Verification:
     @property
     def complaints(self) -> str:
         """What is wrong, in one line."""
-        return "; ".join(f"{finding.check}: {finding.detail}" for finding in self.findings if not finding.is_right)
+        return printable(
+            "; ".join(f"{finding.check}: {finding.detail}" for finding in self.findings if not finding.is_right)
+        )
 
 
 @dataclass(frozen=True)
@@ -97,6 +129,11 @@ class Content:
     """What is no file at all, or not as its surroundings say."""
     described: Mapping[str, Any] = field(default_factory=dict)
     """What came with the files and says `report` and `provenance`, as an archive does."""
+
+
+def printable(text: str) -> str:
+    """Names come from files that nobody has vouched for yet: none may move the cursor or begin a line of its own."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def directory_content(directory: Path, on_bytes: OnBytes | None = None) -> Content:
@@ -163,6 +200,7 @@ def verify(content: Content, find_key: FindKey) -> Verification:
             findings.append(Finding(Check.EVIDENCE, False, half if SIGNATURE_FILE in content.sums else UNSIGNED))
         return Verification(tuple(findings), None)
     key = find_key(evidence.key_id)
+    findings += _labels(content, evidence)
     findings.append(_signature(content, evidence, key))
     findings += [_provenance(content, evidence), _report(content, evidence)]
     return Verification(tuple(findings), evidence, key is not None)
@@ -181,7 +219,7 @@ def _files(content: Content, evidence: Evidence | None) -> Finding:
         wrong.append(f"{SUMS_FILE} is missing")
     if evidence is not None:
         expected[EVIDENCE_FILE] = dict(evidence.files)
-    wrong += _differences(content.sums, expected)
+    wrong = list(dict.fromkeys([*wrong, *_differences(content.sums, expected)]))
     if wrong:
         more = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         return Finding(Check.FILES, False, ", ".join(wrong[:SHOWN]) + more)
@@ -215,9 +253,25 @@ def _signature(content: Content, evidence: Evidence, key: PublicKey | None) -> F
         return Finding(
             Check.SIGNATURE, False, f"by the key {evidence.key_id}, which is not one that this machine knows"
         )
-    if not key.has_signed(content.read(EVIDENCE_FILE), content.read(SIGNATURE_FILE)):
-        return Finding(Check.SIGNATURE, False, f"it is not that of the key {key.id}: {EVIDENCE_FILE} was changed")
+    signature = content.read(SIGNATURE_FILE)
+    if len(signature) != SIGNATURE_BYTES:
+        detail = f"{SIGNATURE_FILE} has {len(signature)} bytes where a signature has {SIGNATURE_BYTES}"
+        return Finding(Check.SIGNATURE, False, detail)
+    if not key.has_signed(content.read(EVIDENCE_FILE), signature):
+        detail = f"it is not that of the key {key.id}: {EVIDENCE_FILE} was changed, or {SIGNATURE_FILE}"
+        return Finding(Check.SIGNATURE, False, detail)
     return Finding(Check.SIGNATURE, True, f"by the key {key.id}, at {evidence.signed_at}")
+
+
+def _labels(content: Content, evidence: Evidence) -> Iterator[Finding]:
+    """Where the files, or what came with them, call themselves another version than the one that was signed."""
+    said: list[Mapping[str, Any]] = [content.described] if content.described else []
+    with contextlib.suppress(KeyError, BadArtifact):
+        said.append(object_in(PROVENANCE_FILE, content.read(PROVENANCE_FILE)))
+    names = {f"{one['model']}:{one.get('number', one.get('version'))}" for one in said if "model" in one}
+    if other := sorted(names - {evidence.version}):
+        detail = f"it is of {evidence.version}, and these files call themselves {', '.join(other)}"
+        yield Finding(Check.EVIDENCE, False, detail)
 
 
 def _provenance(content: Content, evidence: Evidence) -> Finding:

@@ -241,6 +241,10 @@ class ReportDocument(_Part):
     report: Measurements | Unmeasured
     rungs: list[Rung] = []
     provenance: dict[str, Any] = {}
+    job_id: int | None = None
+    """The job that measured it, where that is not the one that published the version."""
+    seal: dict[str, Any] | None = None
+    """What the report of a later validation is signed for, and the signature: `olivepress verify FILE.json`."""
 
 
 def schema() -> Json:
@@ -287,7 +291,8 @@ def document_of_job(job: Mapping[str, Any]) -> Json:
         "created_at": job["finished_at"],
         "report": job["report"],
     }
-    return document_of(described) | {"job_id": job["id"]}
+    sealed = {"seal": job["seal"]} if job.get("seal") else {}
+    return document_of(described) | {"job_id": job["id"]} | sealed
 
 
 def verdict_of_report(report: Mapping[str, Any]) -> str:

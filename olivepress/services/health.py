@@ -3,6 +3,7 @@
 service     works when
 api         its open health check answers (it says no when the database does not answer)
 worker      the database saw a worker of this host lately, and that worker's process lives here
+publisher   the same: it is a worker that only publishes
 scheduler   the database answers and a scheduler leads; a hung one loses its lease within seconds
 flower      it answers; the page that is asked needs no password
 """
@@ -31,6 +32,7 @@ class Service(StrEnum):
 
     API = "api"
     WORKER = "worker"
+    PUBLISHER = "publisher"
     SCHEDULER = "scheduler"
     FLOWER = "flower"
 
@@ -56,17 +58,26 @@ def _flower(settings: Settings) -> str:
 
 
 def _worker(settings: Settings) -> str:
+    return _seen(settings, "worker")
+
+
+def _publisher(settings: Settings) -> str:
+    return _seen(settings, "publisher")
+
+
+def _seen(settings: Settings, what: str) -> str:
     host = socket.gethostname()
     with _reading(settings) as session:
-        seen = [row for row in worker_rows.alive(session) if row.host == host]
+        of_kind = [row for row in worker_rows.alive(session) if (row.memory_bytes == 0) == (what == "publisher")]
+    seen = [row for row in of_kind if row.host == host]
     here = pid_space()
     for row in seen:
         # Containers may share a host's name: a worker in another one is none of this one's.
         if row.pid_space == here and is_running(row.pid, row.pid_started_at):
-            return f"worker {row.id} was seen within {worker_rows.ALIVE_FOR_S:.0f} s"
+            return f"{what} {row.id} was seen within {worker_rows.ALIVE_FOR_S:.0f} s"
     others = f"; seen under that name, and not running here: {', '.join(row.id for row in seen)}" if seen else ""
     raise ServiceUnavailable(
-        f"the database saw no worker of {host} within {worker_rows.ALIVE_FOR_S:.0f} s{others}; read the worker's log"
+        f"the database saw no {what} of {host} within {worker_rows.ALIVE_FOR_S:.0f} s{others}; read the {what}'s log"
     )
 
 
@@ -103,6 +114,7 @@ def _answers(name: str, host: str, rest: str) -> str:
 _CHECKS: dict[Service, Callable[[Settings], str]] = {
     Service.API: _api,
     Service.WORKER: _worker,
+    Service.PUBLISHER: _publisher,
     Service.SCHEDULER: _scheduler,
     Service.FLOWER: _flower,
 }

@@ -6,13 +6,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from olivepress.database import signing_keys
 from olivepress.database.sessions import Database, DatabaseNow
-from olivepress.database.tables import WorkerRow
+from olivepress.database.tables import SigningKeyRow, WorkerRow
 from olivepress.database.workers import stopped
+from olivepress.evidence.signing import PublicKey
 from olivepress.jobs import StepKind
 from olivepress.recipes.recipe import BUILT_IN
 from tests.integration.api_cases import Api, api_over, lead, start_worker
 from tests.integration.database_cases import OFFER, claimed
+
+OLD, NEW = PublicKey(bytes(32)), PublicKey(bytes(range(32)))
 
 
 @pytest.fixture
@@ -59,6 +63,29 @@ class TestHealth:
         start_worker(api.database)
 
         assert checks(api)["workers"] == ("ok", "1 alive, slots: 2; olive-ai 0.13.0, onnxruntime-genai 0.18.0")
+
+    @pytest.mark.parametrize(
+        ("known", "held", "status", "words"),
+        [
+            ([], None, "warn", "nothing is signed"),
+            ([OLD], None, "fail", f"no running worker has the key {OLD.id}"),
+            ([OLD], OLD, "ok", f"{OLD.id} on: host"),
+            ([OLD, NEW], OLD, "warn", f"the newest key is {NEW.id}, and another signs on: host ({OLD.id})"),
+        ],
+        ids=["no key", "no holder", "one holder", "a former key"],
+    )
+    def test_who_signs_is_told(
+        self, api: Api, known: list[PublicKey], held: PublicKey | None, status: str, words: str
+    ) -> None:
+        start_worker(api.database, signing_key=held.id if held else None)
+        for age_s, key in enumerate(reversed(known)):
+            with api.database.write() as session:
+                signing_keys.note(session, key)
+                since = SigningKeyRow.created_at - age_s
+                session.execute(update(SigningKeyRow).where(SigningKeyRow.id == key.id).values(created_at=since))
+
+        assert checks(api)["signing"][0] == status
+        assert checks(api)["signing"][1].startswith(words)
 
     def test_a_worker_without_toolchain_is_named(self, api: Api) -> None:
         start_worker(api.database, toolchain={"python": "3.11.7"})

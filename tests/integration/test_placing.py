@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from olivepress.database import cancelling, costs, dispatching, steps, stranded, views, workers
+from olivepress.database import cancelling, costs, dispatching, signing_keys, steps, stranded, views, workers
 from olivepress.database.sessions import Database
 from olivepress.database.steps import Ending
 from olivepress.database.tables import AttemptRow, StepRow, WorkerRow
 from olivepress.database.unblocking import Offer
+from olivepress.evidence.signing import PublicKey
 from olivepress.jobs import AttemptOutcome, JobState, StepKind, StepState
 from olivepress.placement import GIB, Fairness
 from olivepress.recipes.recipe import recipe_named
@@ -24,6 +25,7 @@ from tests.integration.database_cases import (
     claimed,
     job_of,
     on_both_databases,
+    run_until,
     step_of,
     submit_paths,
     succeed,
@@ -39,6 +41,7 @@ SIZES = {
     "tied_embeddings": True,
     "is_adapter": False,
 }
+KEY = PublicKey(bytes(range(32)))
 OUT_OF_MEMORY = Ending(
     AttemptOutcome.OUT_OF_MEMORY, error_class="OutOfMemory", error_message="it used 4 GiB", peak_rss_bytes=4 * GIB
 )
@@ -53,6 +56,7 @@ def start(database: Database, offer: Offer, slots: int = 1) -> Offer:
         memory_bytes=offer.allowance_bytes * slots,
         fingerprint=offer.fingerprint,
         timed_fingerprint=offer.timed_fingerprint,
+        signing_key=KEY.id if offer.signs else None,
     )
     with database.write() as session:
         workers.register(session, facts)
@@ -61,6 +65,7 @@ def start(database: Database, offer: Offer, slots: int = 1) -> Offer:
 
 SMALL = replace(OFFER, worker_id="small", allowance_bytes=2 * GIB)
 LARGE = replace(OFFER, worker_id="large", allowance_bytes=16 * GIB, pools=("default", "large"))
+SIGNER = replace(SMALL, worker_id="signer", signs=True)
 
 
 def sent(database: Database) -> dict[int, str]:
@@ -279,3 +284,107 @@ def test_a_worker_that_missed_its_reports_is_sent_nothing_although_it_still_coun
         session.execute(update(WorkerRow).values(seen_at=WorkerRow.seen_at - workers.SENT_TO_FOR_S - 1))
         assert workers.alive(session)
     assert sent(database) == {}
+
+
+def ready_to_publish(database: Database, **manifest: Any) -> int:
+    """A job of which only publish is left."""
+    (job,) = submit_paths(database, "/models/a", **manifest)
+    run_until(database, job, StepKind.VALIDATE)
+    return job
+
+
+def sign(database: Database) -> None:
+    """From now on the stack has a key."""
+    with database.write() as session:
+        signing_keys.note(session, KEY)
+
+
+def test_once_the_stack_signs_only_a_worker_with_the_key_is_sent_a_publication_or_can_claim_it(
+    database: Database,
+) -> None:
+    start(database, SMALL)
+    job = ready_to_publish(database)
+    sign(database)
+    assert sent(database) == {}
+    assert claim(database, job, StepKind.PUBLISH, SMALL) is None
+    start(database, SIGNER)
+    assert sent(database) == {step_of(database, job, StepKind.PUBLISH).id: "signer"}
+    assert claim(database, job, StepKind.PUBLISH, SIGNER) is not None
+
+
+def test_while_the_stack_has_no_key_every_worker_publishes(database: Database) -> None:
+    start(database, SMALL)
+    job = ready_to_publish(database)
+    assert list(sent(database).values()) == ["small"]
+    assert claim(database, job, StepKind.PUBLISH, SMALL) is not None
+
+
+def test_a_worker_without_the_key_runs_every_other_step(database: Database) -> None:
+    start(database, SMALL)
+    sign(database)
+    (job,) = submit_paths(database, "/models/a")
+    assert list(sent(database).values()) == ["small"]
+    assert claim(database, job, StepKind.INGEST, SMALL) is not None
+
+
+def test_a_publication_without_a_worker_that_signs_says_so_and_waits_as_long_as_it_takes(database: Database) -> None:
+    start(database, SMALL)
+    job = ready_to_publish(database)
+    sign(database)
+    look(database)
+    with database.write() as session:
+        session.execute(update(StepRow).values(unplaceable_since=StepRow.unplaceable_since - 10_000))
+        view = views.job(session, job)
+    (waits_for,) = [step["waits_for"] for step in view["steps"] if step["kind"] == "publish"]
+    assert waits_for.startswith("no running worker has the signing key"), waits_for
+    assert look(database, fail_after_s=60) == []
+    assert job_of(database, job).state == JobState.RUNNING
+    start(database, SIGNER)
+    look(database)
+    assert step_of(database, job, StepKind.PUBLISH).unplaceable is None
+    assert list(sent(database).values()) == ["signer"]
+
+
+def test_the_worker_with_the_key_publishes_for_pools_that_it_does_not_offer(database: Database) -> None:
+    start(database, SIGNER)
+    start(database, LARGE)
+    (job,) = submit_paths(database, "/models/a", pool="large")
+    for kind in (StepKind.INGEST, StepKind.CONVERT, StepKind.PACKAGE, StepKind.REFERENCE, StepKind.VALIDATE):
+        assert claim(database, job, kind, SIGNER) is None, "its pool is another one"
+        succeed(database, claimed(database, job, kind, LARGE), offer=LARGE)
+    sign(database)
+    assert list(sent(database).values()) == ["signer"]
+
+
+def test_a_worker_whose_key_cannot_be_used_any_more_is_sent_no_publication(database: Database) -> None:
+    start(database, SIGNER)
+    ready_to_publish(database)
+    sign(database)
+    with database.write() as session:
+        assert workers.seen(session, SIGNER.worker_id, 2**50, signing_key=None)
+    assert sent(database) == {}
+
+
+PUBLISHER = replace(SIGNER, worker_id="publisher", allowance_bytes=0)
+
+
+def test_what_only_publishes_is_sent_nothing_else(database: Database) -> None:
+    start(database, PUBLISHER)
+    sign(database)
+    submit_paths(database, "/models/b")
+    assert sent(database) == {}
+    start(database, SMALL)
+    job = ready_to_publish(database)
+    found = sent(database)
+    assert found[step_of(database, job, StepKind.PUBLISH).id] == "publisher"
+    assert set(found.values()) == {"publisher", "small"}
+
+
+def test_beside_what_only_publishes_a_step_waits_for_a_worker_and_is_not_blamed(database: Database) -> None:
+    start(database, PUBLISHER)
+    (job,) = submit_paths(database, "/models/a")
+    assert look(database, fail_after_s=-1) == []
+    with database.read() as session:
+        (waits_for, *_) = [step["waits_for"] for step in views.job(session, job)["steps"]]
+        assert views.batch_summary(session, 1)["waits_for"] == waits_for
+    assert waits_for == "no worker is running; start one: olivepress service worker"

@@ -180,6 +180,24 @@ class TestPull:
         assert "does not begin as a tar does" in capsys.readouterr().err
 
 
+def test_what_a_distrusted_key_signed_is_neither_pulled_nor_verified(
+    url: str, publisher: Publisher, tmp_path: Path, capsys: Captured
+) -> None:
+    assert run(["pull", MODEL, "--to", str(tmp_path / "before")]) == 0
+    assert publisher.key_file is not None
+    key_id = SigningKey.load(publisher.key_file).public.id
+
+    assert run(["keys", "distrust", key_id]) == 0
+
+    assert verdict(capsys, str(tmp_path / "before"))[0] == 5
+    assert run(["verify", str(tmp_path / "before")]) == 5
+    assert "told to distrust that key" in capsys.readouterr().err
+    assert run(["pull", MODEL, "--to", str(tmp_path / "after")]) == 5
+    assert not (tmp_path / "after").exists()
+    assert run(["keys", "show"]) == 0
+    assert "distrusted" in capsys.readouterr().out
+
+
 class TestInstall:
     """`olivepress install`, `export` and `import`."""
 

@@ -67,7 +67,8 @@ def settings_in(service: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Set
 
 def test_the_stack_has_every_part() -> None:
     assert set(services_of(ONE_MACHINE)) == {
-        "postgres", "redis", "migrate", "api", "scheduler", "worker-small", "worker-large", "flower",
+        "postgres", "redis", "migrate", "api", "scheduler", "worker-small", "worker-large", "publisher",
+        "flower",
     }  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def test_a_bucket_reaches_those_that_use_the_store_and_its_keys_nobody_else(
 ) -> None:
     for name, service in services_of(files, **BUCKET).items():
         given = {key: value for key, value in service["environment"].items() if key in BUCKET}
-        if service["command"][0] in ("api", "scheduler", "worker"):
+        if service["command"][0] in ("api", "scheduler", "worker", "publisher"):
             assert given == BUCKET, name
             found = settings_in(service, monkeypatch)
             assert found.store_url == BUCKET["OLIVEPRESS_STORE_URL"]

@@ -55,7 +55,7 @@ def variables(tmp_path: Path, own_postgres: PostgresServer) -> dict[str, str]:
 
 
 def offers(containers: dict[str, Container], variables: dict[str, str]) -> dict[str, int]:
-    """The memory that each living worker offers, by its pools, as the API tells it."""
+    """The memory that each living worker offers, by its pools, as the API tells it; a publisher offers none."""
     port = containers["api"].machine.api_port
     with Client(f"http://127.0.0.1:{port}", variables["OLIVEPRESS_ADMIN_KEY"]) as client:
         return {",".join(worker["pools"]): worker["memory_bytes"] for worker in client.workers() if worker["alive"]}
@@ -66,7 +66,7 @@ def test_all_services_of_one_machine_become_healthy_and_stop_in_time(
 ) -> None:
     del variables["STORE"]
     with running(place, ONE_MACHINE, variables, own_postgres) as containers:
-        assert offers(containers, variables) == {"small": 2 * 10**9, "large": 3 * 10**9}
+        assert offers(containers, variables) == {"small": 2 * 10**9, "large": 3 * 10**9, "default": 0}
         machine = containers["api"].machine
         with closing(Redis(port=machine.redis_port, password=variables["REDIS_PASSWORD"])) as redis:
             kept = {name: redis.config_get(name)[name] for name in ("appendonly", "maxmemory-policy", "save")}
@@ -94,7 +94,7 @@ def test_a_team_is_reached_over_tls_and_a_worker_that_trusts_another_authority_i
         try:
             worker.start()
             worker.wait_until_healthy()
-            assert offers(containers, variables) == {"small,large": 5 * 10**9}
+            assert offers(containers, variables) == {"small,large": 5 * 10**9, "default": 0}
             stranger.start()
             assert stranger.process is not None
             assert stranger.process.wait(REFUSED_WITHIN_S) != 0

@@ -2,14 +2,15 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from olivepress.jobs import StepId
 from olivepress.placement import GIB, Fairness, Need, Place, Room, Waiting, assign, why_nowhere
 
-SMALL = Room(frozenset({"default"}), 4 * GIB, frozenset({"tools"}), 100 * GIB)
-LARGE = Room(frozenset({"default", "large"}), 16 * GIB, frozenset({"tools"}), 100 * GIB)
+SMALL = Room(frozenset({"default"}), 4 * GIB, frozenset({"tools"}), 100 * GIB, may_publish=False)
+LARGE = Room(frozenset({"default", "large"}), 16 * GIB, frozenset({"tools"}), 100 * GIB, may_publish=False)
 
 
 def steps(*needs: Need, first: int = 1) -> list[Waiting]:
@@ -105,6 +106,7 @@ def test_a_worker_that_did_not_take_a_step_in_time_gets_it_again_only_if_there_i
         (Need(5 * GIB, pool="gpu"), r"no worker offers the pool 'gpu' \(there are: default, large\); .*--pools gpu"),
         (Need(20 * GIB, pool="large"), r"the largest worker in the pool 'large' gives a step 16\.0 GiB"),
         (Need(0, 500 * GIB), r"needs 500\.0 GiB of disk .* the most that a worker has is 100\.0 GiB"),
+        (Need(publishes=True), "no running worker has the signing key, .*: OLIVEPRESS_SIGNING_KEY_FILE=FILE"),
         (Need(fingerprint="older"), "no worker has enough memory, enough disk and the step's toolchain at once"),
     ],
 )
@@ -112,6 +114,15 @@ def test_what_no_worker_can_take_is_said_in_plain_words(need: Need, words: str) 
     reason = why_nowhere(need, [SMALL, LARGE])
     assert reason is not None
     assert re.search(words, reason), reason
+
+
+def test_publishing_goes_only_to_a_worker_that_may_publish() -> None:
+    publishing = Waiting(StepId(1), Need(publishes=True))
+    signer = replace(LARGE, may_publish=True)
+    places = [Place("without", SMALL, 1), Place("with", signer, 1)]
+    assert assign({"a": [publishing]}, places, {}, Fairness()) == [(1, "with")]
+    assert assign({"a": [publishing]}, places[:1], {}, Fairness()) == []
+    assert why_nowhere(publishing.need, [SMALL, signer]) is None
 
 
 def test_what_one_worker_can_take_has_nothing_to_say() -> None:

@@ -200,6 +200,64 @@ class TestVersions:
             check_without_stack(content, "support-int4:3", known, said.append)
 
 
+class TestDistrust:
+    """`olivepress keys distrust`: a key that somebody else may have."""
+
+    def test_what_a_distrusted_key_signed_is_refused_although_the_stack_offers_it(
+        self, tmp_path: Path, keys: list[SigningKey]
+    ) -> None:
+        stack = Stack(tmp_path, told(keys[0]))
+        stack.trust.key(keys[0].public.id)
+
+        stack.trust.refuse(keys[0].public.id)
+
+        with pytest.raises(UntrustedKey, match="told to distrust"):
+            stack.trust.key(keys[0].public.id)
+        assert stack.trust.known.find(keys[0].public.id) is None
+
+    def test_neither_first_sight_nor_a_handing_over_brings_it_back(
+        self, tmp_path: Path, keys: list[SigningKey]
+    ) -> None:
+        stack = Stack(tmp_path, told(keys[0]), is_local=True)
+        stack.trust.refuse(keys[0].public.id)
+        stack.trust.is_local = False
+        stack.keys = [told(keys[1], keys[0]), told(keys[0])]
+
+        # The thief may hand over to a key of his own.
+        with pytest.raises(UntrustedKey, match="HAS CHANGED: this machine knows none"):
+            stack.trust.key(keys[1].public.id)
+        stack.trust.is_local = True
+        assert stack.trust.key(keys[1].public.id) == keys[1].public
+        assert set(stack.trust.known.of(URL)) == {keys[1].public.id}
+
+    def test_a_person_takes_it_back(self, tmp_path: Path, keys: list[SigningKey]) -> None:
+        stack = Stack(tmp_path, told(keys[0]))
+        stack.trust.refuse(keys[0].public.id)
+
+        stack.trust.accept(keys[0].public.id)
+
+        assert stack.trust.key(keys[0].public.id) == keys[0].public
+        assert stack.trust.known.distrusted() == set()
+
+    def test_it_holds_for_files_and_for_every_stack(self, tmp_path: Path, keys: list[SigningKey]) -> None:
+        directory, manifest = published(tmp_path / "version", keys[0])
+        stack = Stack(tmp_path, told(keys[0]))
+        stack.trust.known.add("http://another", keys[0].public)
+        stack.trust.known.add(URL, keys[0].public)
+        content = unpacked_content(directory, manifest)
+        check_without_stack(content, "support-int4:3", stack.trust.known, stack.said.append)
+
+        stack.trust.refuse(keys[0].public.id)
+
+        with pytest.raises(UntrustedKey, match="told to distrust"):
+            check_without_stack(content, "support-int4:3", stack.trust.known, stack.said.append)
+        assert stack.trust.known.of(URL) == stack.trust.known.of("http://another") == {}
+
+    def test_a_key_that_nobody_knows_is_told(self, tmp_path: Path, keys: list[SigningKey]) -> None:
+        with pytest.raises(NotFound, match="neither this machine nor"):
+            Stack(tmp_path, told(keys[0])).trust.refuse(keys[1].public.id)
+
+
 class TestFile:
     """The file of known keys."""
 

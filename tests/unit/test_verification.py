@@ -147,6 +147,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], set[Check], str]] = {
     "a cut signature": (
         rewritten("evidence.sig", lambda content: content[:40]),
         {Check.SIGNATURE},
+        "evidence.sig has 40 bytes where a signature has 64",
+    ),
+    "another signature": (
+        rewritten("evidence.sig", lambda content: bytes(len(content))),
+        {Check.SIGNATURE},
         "it is not that of the key",
     ),
     "evidence that says the same in another form": (

@@ -30,7 +30,7 @@ def publish(session: Session, store: Store, job_id: int, done: Done, key_file: P
         QuotaExceeded: the team has as much as it may have.
         TransientError: the key cannot be used here, or there is none and the stack signs what it publishes.
     """
-    key = _signing_key(session, key_file)
+    key = key_to_sign_with(session, key_file)
     job = published_job(session, job_id)
     package = store.manifest(done[StepKind.PACKAGE].artifact_digest or "")
     unvalidated = imports.unvalidated_reason(session, job_id)
@@ -61,12 +61,17 @@ def publish(session: Session, store: Store, job_id: int, done: Done, key_file: P
     return publish_version(session, wanted, write_overlay)
 
 
-def _signing_key(session: Session, key_file: Path | None) -> SigningKey | None:
+def key_to_sign_with(session: Session, key_file: Path | None) -> SigningKey | None:
+    """The key in this file, which is known to the stack from now on; None where neither has one.
+
+    Raises:
+        TransientError: the key cannot be used here, or there is none and the stack signs what it publishes.
+    """
     if key_file is None:
         if signing_keys.has_any(session):
             raise TransientError(
-                "this worker has no signing key, and what this stack publishes is signed; give "
-                "OLIVEPRESS_SIGNING_KEY_FILE to every worker"
+                "this worker has no signing key, and what this stack publishes is signed; a worker that has one is to "
+                "publish it (OLIVEPRESS_SIGNING_KEY_FILE)"
             )
         return None
     try:

@@ -48,6 +48,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("team", name=op.f("pk_quotas")),
     )
     op.create_table(
+        "store_checks",
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("store", sa.Text(), nullable=False),
+        sa.Column("finished_at", sa.Double(), nullable=False),
+        sa.Column("is_sound", sa.Boolean(), nullable=False),
+        sa.Column("report", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("kind", name=op.f("pk_store_checks")),
+    )
+    op.create_table(
         "models",
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("team", sa.Text(), nullable=False),
@@ -85,6 +94,7 @@ def upgrade() -> None:
         sa.Column("hardware", sa.JSON(), nullable=False),
         sa.Column("toolchain", sa.JSON(), nullable=False),
         sa.Column("architectures", sa.JSON(), nullable=False),
+        sa.Column("signing_key", sa.Text(), nullable=True),
         sa.Column("started_at", sa.Double(), nullable=False),
         sa.Column("seen_at", sa.Double(), nullable=False),
         sa.Column("stopped_at", sa.Double(), nullable=True),
@@ -335,6 +345,7 @@ def downgrade() -> None:
 
     op.drop_table("versions")
     op.drop_table("workers")
+    op.drop_table("store_checks")
     op.drop_table("quotas")
     op.drop_table("signing_keys")
     op.drop_table("prompt_sets")
