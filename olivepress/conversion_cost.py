@@ -36,6 +36,8 @@ class Sizes:
     is_adapter: bool = False
     is_quantized: bool = False
     """Whether the checkpoint, or an adapter's base, is in GPTQ or AWQ: it is widened before anything is built."""
+    is_expanded: bool = False
+    """Whether it is in a GGUF file: what that stands for, `source_bytes`, is written out before anything is built."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def predicted_cost(sizes: Sizes, recipe: Recipe) -> Cost:
     # from a quantized checkpoint and what an adapter was merged to.
     sources = len(recipe.olive_passes.before) + sizes.is_adapter + sizes.is_quantized
     scratch = (2 + len(recipe.olive_passes.after)) * output + sources * plain
+    scratch += sizes.is_expanded * sizes.source_bytes
     return Cost(peak_ram_bytes=round(peak), scratch_bytes=scratch, output_bytes=output)
 
 

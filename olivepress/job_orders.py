@@ -58,7 +58,7 @@ class ImportOrder(Strict):
     @model_validator(mode="after")
     def _check_unmeasured(self) -> "ImportOrder":
         if self.unvalidated is not None and (self.prompts or self.gates or self.soak or self.source):
-            raise ValueError("what is not validated is asked no prompts, held against no gates and no source, and not soaked")
+            raise ValueError("what is not validated is asked no prompts, held against no gates or source, nor soaked")
         if self.base is not None and self.source is None:
             raise ValueError("'base' is the base of the source; name the adapter as 'source'")
         unmet = sorted(NEEDS_SOURCE & {name for name, limit in (self.gates or {}).items() if limit is not None})

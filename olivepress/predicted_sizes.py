@@ -5,9 +5,13 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from olivepress.checkpoints.gguf_folder import gguf_path
+from olivepress.checkpoints.gguf_header import read_gguf_header
+from olivepress.conversion_cost import HALF_BYTES
 from olivepress.database.batches import WantedJob
 from olivepress.database.quotas import limits_bytes
 from olivepress.database.sessions import Database
+from olivepress.errors import OlivepressError
 from olivepress.manifest import HUB_PREFIX
 from olivepress.quotas import predicted_bytes
 
@@ -45,5 +49,13 @@ def _weights_bytes(source: str, allowed: list[Path]) -> int:
         if any(directory.is_relative_to(root) for root in allowed):
             with os.scandir(directory) as entries:
                 files = [entry for entry in entries if entry.name.endswith(WEIGHT_SUFFIXES) and entry.is_file()]
-                return sum(entry.stat().st_size for entry in files)
+                return sum(entry.stat().st_size for entry in files) or _gguf_bytes(directory)
+    return 0
+
+
+def _gguf_bytes(directory: Path) -> int:
+    """What the weights in a GGUF file take in 16 bits each: its own bytes are anything from 2 to 32 bits."""
+    with contextlib.suppress(OlivepressError):
+        if path := gguf_path(directory):
+            return HALF_BYTES * sum(tensor.element_count for tensor in read_gguf_header(path).tensors.values())
     return 0

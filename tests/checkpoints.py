@@ -162,6 +162,7 @@ def tiny_adapter(
     dora: bool = False,
     target_modules: list[str] | str = "all-linear",
     modules_to_save: list[str] | None = None,
+    tokens: list[int] | None = None,
     seed: int = 1,
     spread: float = 0.08,
 ) -> Path:
@@ -175,6 +176,7 @@ def tiny_adapter(
         use_dora=dora,
         target_modules=target_modules,
         modules_to_save=modules_to_save,
+        trainable_token_indices=tokens,
     )
     with warnings.catch_warnings():
         # peft 0.21 asks for an attribute that transformers 5.23 renamed.

@@ -20,6 +20,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 PICKLES = "pytorch_model*.bin"
+GGUF = ".gguf"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -33,7 +34,7 @@ SIDECARS = ("SHA256SUMS", "*.sha256")
 # Everything that can change what a conversion writes or whether it is allowed; not README.md, optimizer.pt, ...
 RELEVANT = (
     CONFIG, GENERATION_CONFIG, "quantize_config.json", "quant_config.json",
-    "*.safetensors", "*.safetensors.index.json", PICKLES, PICKLE_INDEX, ADAPTER_CONFIG,
+    "*.safetensors", "*.safetensors.index.json", PICKLES, PICKLE_INDEX, f"*{GGUF}", ADAPTER_CONFIG,
     *TOKENIZER_MODELS, TOKENIZER_CONFIG, "merges.txt", "special_tokens_map.json", "added_tokens.json",
     CHAT_TEMPLATE, f"{MORE_TEMPLATES}/*.jinja",
 )  # fmt: skip
@@ -144,7 +145,7 @@ def is_relevant(name: str, *, sidecars: bool = False) -> bool:
 
 def is_weights(name: str) -> bool:
     """Whether a relevant file of this name holds or lists weights, in whatever format."""
-    return name == PICKLE_INDEX or name.endswith(".safetensors") or fnmatchcase(name, PICKLES)
+    return name == PICKLE_INDEX or name.endswith((".safetensors", GGUF)) or fnmatchcase(name, PICKLES)
 
 
 def relevant_files(directory: Path, *, sidecars: bool = False) -> list[Path]:
@@ -156,8 +157,17 @@ def relevant_files(directory: Path, *, sidecars: bool = False) -> list[Path]:
     ]
 
 
+def gguf_files(directory: Path) -> list[Path]:
+    """The GGUF files that hold a folder's weights; none where those are there in another format."""
+    return [file for file in relevant_files(directory) if file.suffix == GGUF]
+
+
 def _entries(directory: Path) -> list[Path]:
-    return sorted([*directory.iterdir(), *directory.glob(f"{MORE_TEMPLATES}/*")])
+    entries = sorted([*directory.iterdir(), *directory.glob(f"{MORE_TEMPLATES}/*")])
+    # Trainers leave a GGUF beside the checkpoint that it was made from, and that is what is read.
+    if any(is_weights(entry.name) and entry.suffix != GGUF for entry in entries):
+        return [entry for entry in entries if entry.suffix != GGUF]
+    return entries
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -30,6 +30,8 @@ CONTEXT_AT_MOST = 2**31 - 1
 FAMILY = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}")
 # Keys with which a config makes the engine load native code.
 CODE_KEYS = frozenset({"custom_ops_library", "ep_library_path", "library_path", "backend_path"})
+# Keys with which a config makes the engine write files while it runs.
+WRITING_KEYS = ("enable_profiling", "ep_context_enable", "ep_context_file_path")
 FURTHER_MODELS = ("encoder", "vision", "speech", "embedding")
 
 
@@ -100,10 +102,12 @@ def parse_config(content: bytes) -> dict[str, Any]:
             f"{GENAI_CONFIG_FILE} describes a model of several parts ({', '.join(more)}), and only text models with "
             "one decoder can be imported"
         )
-    for place, value in _texts(config):
+    for place, value in _leaves(config):
+        if value and place.rpartition(".")[2] in WRITING_KEYS:
+            raise BadCheckpoint(f"{GENAI_CONFIG_FILE} makes the engine write files ({place}); take it out")
         if place.rpartition(".")[2] in CODE_KEYS:
             raise BadCheckpoint(f"{GENAI_CONFIG_FILE} loads native code ({place}), which is never run; take it out")
-        if _leads_out(value):
+        if isinstance(value, str) and _leads_out(value):
             raise BadCheckpoint(
                 f"{GENAI_CONFIG_FILE} names '{value[:80]}' ({place}), which is outside the model's directory; "
                 f"{WHAT_NOW}"
@@ -180,16 +184,16 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _texts(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in a JSON value, and its dotted place."""
-    if isinstance(value, str):
-        yield place, value
-    elif isinstance(value, dict):
+def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value in a JSON value that holds no other, and its dotted place."""
+    if isinstance(value, dict):
         for key, item in value.items():
-            yield from _texts(item, f"{place}.{key}" if place else str(key))
+            yield from _leaves(item, f"{place}.{key}" if place else str(key))
     elif isinstance(value, list):
         for number, item in enumerate(value):
-            yield from _texts(item, f"{place}.{number}" if place else str(number))
+            yield from _leaves(item, f"{place}.{number}" if place else str(number))
+    else:
+        yield place, value
 
 
 def _leads_out(text: str) -> bool:

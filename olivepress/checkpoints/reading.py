@@ -17,6 +17,7 @@ from olivepress.checkpoints.files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     CONFIG,
+    GGUF,
     SMALL_JSON,
     WEIGHTS,
     adapter_base,
@@ -26,6 +27,7 @@ from olivepress.checkpoints.files import (
     relevant_files,
     unreadable,
 )
+from olivepress.checkpoints.gguf_folder import GgufFolder, check_gguf_text, read_gguf_folder
 from olivepress.checkpoints.prequantized import Quantization, plain_tensors, read_quantization
 from olivepress.checkpoints.safetensors_header import FLOAT_DTYPES, SafetensorsFile, Tensor, read_safetensors_header
 from olivepress.checkpoints.tokenizer_files import (
@@ -51,6 +53,8 @@ HEAD_NAME = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
 # Tables that older versions of transformers saved and that are computed anew today.
 COMPUTED_NAME = re.compile(r"(rotary_emb\.inv_freq|attn\.masked_bias|attn\.bias)$")
 LAYER_NUMBER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+# What peft saves beside a trained matrix of `modules_to_save` where the vocabulary grew: the same, and the one before.
+SECOND_COPY = re.compile(r"\.(?:modules_to_save|original_module)(\.weight|\.bias)$")
 STEP_FOLDER = re.compile(r"checkpoint-(\d+)$")
 
 
@@ -71,6 +75,8 @@ class Checkpoint:
     """config.json, or adapter_config.json of an adapter."""
     weights: tuple[SafetensorsFile, ...]
     base: "Checkpoint | None" = None
+    gguf: GgufFolder | None = None
+    """Where the weights are in a GGUF file: `own_config` and `weights` are then what it stands for."""
 
     @property
     def model(self) -> "Checkpoint":
@@ -171,6 +177,7 @@ class Checkpoint:
             tied_embeddings=self.tied_embeddings,
             is_adapter=self.kind is CheckpointKind.ADAPTER,
             is_quantized=self.model.quantization is not None,
+            is_expanded=self.model.gguf is not None,
         )
 
     def config_field(self, name: str) -> Any:
@@ -218,6 +225,8 @@ def check_text_files(checkpoint: Checkpoint, chosen_template: str | None = None)
     directory = checkpoint.tokenizer_directory
     if directory != checkpoint.directory:
         refuse_stray_template(checkpoint.directory, directory)
+    if checkpoint.model.gguf and directory == checkpoint.model.directory:
+        return check_gguf_text(checkpoint.model.gguf, chosen_template)
     check_tokenizer_files(directory)
     return chat_template_file(directory, chosen_template)
 
@@ -229,9 +238,9 @@ def inspect(path: Path, base: Path | None = None) -> dict[str, Any]:
         base: the full checkpoint under an adapter; without it, the local directory that the adapter itself names.
 
     Returns:
-        JSON values: path, base, kind, architecture, family, parameters, size_bytes, dtype, tied_embeddings,
-        context_length, vocabulary_size, tensors (their number), tokenizer_class, chat_template (the file it stands
-        in), problems (texts), sizes (what `step_cost` predicts from).
+        JSON values: path, base, kind, architecture, family, parameters, size_bytes, dtype (of GGUF: the type of most
+        weights, such as Q4_K), tied_embeddings, context_length, vocabulary_size, tensors (their number),
+        tokenizer_class, chat_template (its file), problems (texts), sizes (what `step_cost` predicts from).
 
     Raises:
         BadCheckpoint: there is no checkpoint to tell anything about.
@@ -256,8 +265,8 @@ def inspect(path: Path, base: Path | None = None) -> dict[str, Any]:
         "architecture": checkpoint.architecture,
         "family": checkpoint.family,
         "parameters": checkpoint.parameters,
-        "size_bytes": checkpoint.size_bytes,
-        "dtype": checkpoint.dtype,
+        "size_bytes": checkpoint.gguf.file.size_bytes if checkpoint.gguf else checkpoint.size_bytes,
+        "dtype": checkpoint.model.gguf.stored_as if checkpoint.model.gguf else checkpoint.dtype,
         "tied_embeddings": checkpoint.tied_embeddings,
         "context_length": checkpoint.context_length,
         "vocabulary_size": checkpoint.vocabulary_size,
@@ -315,6 +324,11 @@ def _check_adapter_config(directory: Path, config: dict[str, Any]) -> None:
 
 
 def _read_full(directory: Path) -> Checkpoint:
+    if gguf := read_gguf_folder(directory):
+        checkpoint = Checkpoint(directory, CheckpointKind.FULL, gguf.restoration.config, (gguf.weights(),), gguf=gguf)
+        _check_config(directory / CONFIG, checkpoint.config)
+        _check_layer_count(checkpoint)
+        return checkpoint
     if not (directory / CONFIG).is_file():
         raise BadCheckpoint(_no_checkpoint(directory))
     config = read_json(directory / CONFIG)
@@ -341,7 +355,7 @@ def _no_checkpoint(directory: Path) -> str:
         )
     if other := other_format(directory):
         return f"{directory} {other}"
-    looked_for = f"looked for {CONFIG} with {WEIGHTS}, and for {ADAPTER_CONFIG}"
+    looked_for = f"looked for {CONFIG} with {WEIGHTS}, for {ADAPTER_CONFIG}, and for a *{GGUF}"
     if not any(directory.iterdir()):
         return f"{directory} is empty ({looked_for}); check whether the training has saved anything there"
     return f"{directory} is no checkpoint: it has no {CONFIG} ({looked_for}); save the model with save_pretrained(...)"

@@ -99,7 +99,7 @@ def read_safetensors_header(path: Path) -> SafetensorsFile:
     data_start = LENGTH_BYTES + header_bytes
     tensors = sorted((_tensor(path, name, entry, data_start) for name, entry in entries.items()), key=_place)
     _check_places(path, tensors, data_start, size_bytes)
-    _refuse_holes(path)
+    refuse_holes(path)
     return SafetensorsFile(path, size_bytes, data_start, tuple(tensors), metadata)
 
 
@@ -171,8 +171,12 @@ def _check_places(path: Path, tensors: list[Tensor], data_start: int, size_bytes
         raise _damaged(path, f"{size_bytes - expected:,} bytes follow the last tensor")
 
 
-def _refuse_holes(path: Path) -> None:
-    """Most of a large file that a file system never stored: a copy that reserved its place and was not finished."""
+def refuse_holes(path: Path) -> None:
+    """Refuse a large file most of which was never stored: a copy that reserved its place and was not finished.
+
+    Raises:
+        BadCheckpoint: it is one.
+    """
     state = path.stat()
     # Not everywhere known: None on Windows, 0 on some network file systems.
     stored_bytes = getattr(state, "st_blocks", 0) * STAT_BLOCK_BYTES

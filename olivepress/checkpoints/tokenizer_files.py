@@ -92,6 +92,11 @@ def chat_template_file(directory: Path, chosen: str | None = None) -> str:
     )
 
 
+def has_chat_template(directory: Path) -> bool:
+    """Whether the folder has a chat template in either of its two places."""
+    return bool(_inline_template(directory) or _template_file(directory))
+
+
 def chat_template_text(directory: Path, file: str) -> str:
     """The chat template in this file of the folder; empty where it has none."""
     return (_template_file(directory) if file == CHAT_TEMPLATE else _inline_template(directory)) or ""

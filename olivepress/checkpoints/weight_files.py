@@ -14,9 +14,8 @@ PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state", "trainer_state")
 SUBMIT_ORIGINAL = "submit the Hugging Face checkpoint that it was made from"
 OTHER_FORMATS = {
-    # onnxruntime-genai 0.18 has a reader, for files of floats only and with the original's config and tokenizer
-    # beside them; whoever has those has the checkpoint.
-    ".gguf": f"GGUF, which is not read here; convert it to safetensors, or {SUBMIT_ORIGINAL}",
+    # One of a whole model in a name of small letters is read (gguf_folder.py): this is an adapter, or a .GGUF.
+    ".gguf": f"GGUF, which is read of whole models in one *.gguf; rename it, or {SUBMIT_ORIGINAL}",
     ".onnx": f"ONNX, so it was converted already; {SUBMIT_ORIGINAL}",
     ".h5": "TensorFlow; convert it to safetensors with transformers (from_tf=True)",
     ".msgpack": "Flax; convert it to safetensors with transformers (from_flax=True)",

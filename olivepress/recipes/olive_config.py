@@ -102,7 +102,12 @@ def _flattened(workflow: Json, read: Reading) -> dict[str, Any]:
     if not isinstance(engine, Mapping):
         read.refuse("engine", "is no mapping; leave it out")
         return values
-    return values | dict(engine)
+    values |= dict(engine)
+    systems, providers = values.get("systems") or {}, values.pop("execution_providers", None)
+    if providers is not None and isinstance(systems, Mapping):
+        # Older files name them there; beside systems that name others they are one too many.
+        values["systems"] = {**systems, "engine": {"accelerators": [{"execution_providers": providers}]}}
+    return values
 
 
 def _read_key(read: Reading, key: str, value: Any) -> None:
@@ -200,6 +205,8 @@ def _providers(read: Reading, place: str, system: Any) -> list[ExecutionProvider
 
 
 def _read_passes(read: Reading, passes: Any) -> None:
+    if isinstance(passes, list) and passes:
+        return read.refuse("passes", 'is a list; give each pass a name: {"builder": {"type": "ModelBuilder", ...}}')
     if not isinstance(passes, Mapping) or not passes:
         return read.refuse("passes", "is missing or empty; it needs at least a pass of type ModelBuilder")
     before: list[dict[str, Any]] = []

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.broken import adapters, configs, folders, templates, tokenizers, weights
+from tests.broken import adapters, configs, folders, gguf, templates, tokenizers, weights
 from tests.broken.breakage import Broken
 
 __all__ = ["TABLE", "Broken", "write"]
@@ -21,6 +21,7 @@ TABLE: Mapping[str, Broken] = {
     **templates.TABLE,
     **adapters.TABLE,
     **folders.TABLE,
+    **gguf.TABLE,
 }
 
 

@@ -46,9 +46,16 @@ TABLE: Mapping[str, Broken] = {
     ),
     "a rope without a base": Broken(
         set_config(rope_parameters={"rope_type": "default", "rope_theta": 0.0}),
-        "gives logits that are not finite; look for overflows",
-        ConversionFailed,
+        f"'rope_theta' in .* is 0.0, and angles need a base above 0; {BELONGS}",
     ),
+    "a rope that turns backwards": Broken(
+        set_config(rope_parameters={"rope_type": "default", "rope_theta": -10000}),
+        f"'rope_theta' in .* is -10000, and angles need .*; {BELONGS}",
+    ),
+    "an epsilon that drowns the norms": Broken(
+        set_config(rms_norm_eps=1e9), f"'rms_norm_eps' in .* is 1000000000.0, and a norm adds .*; {BELONGS}"
+    ),
+    "an epsilon below zero": Broken(set_config(rms_norm_eps=-1e-6), f"'rms_norm_eps' in .* is -1e-06, .*; {BELONGS}"),
     "no context": Broken(set_config(max_position_embeddings=0), f"a context of 0 tokens .*; {BELONGS}"),
     "a context without end": Broken(
         set_config(max_position_embeddings=10**12), f"a context of 1,000,000,000,000 tokens .*; {BELONGS}"

@@ -50,7 +50,7 @@ TABLE: Mapping[str, Broken] = {
     ),
     "GGUF alone": Broken(
         holding(model_dot_gguf=b"GGUF\3\0\0\0"),
-        r"model\.gguf\): GGUF, which is not read here; convert it to safetensors",
+        r"model\.gguf is cut short or damaged: .* the 8 bytes of the file; copy it again",
     ),
     "a converted model": Broken(
         holding(model_dot_onnx=b"\x08\x07", genai_config_dot_json=b"{}", tokenizer_dot_json=b"{}"),

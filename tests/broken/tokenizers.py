@@ -24,12 +24,23 @@ def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]
     return break_it
 
 
-def words_alone(directory: Path) -> None:
-    words = {"type": "WordLevel", "vocab": {f"word{number}": number for number in range(512)}, "unk_token": "word0"}
-    parts = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}, "model": words}
-    nothing = dict.fromkeys(("normalizer", "post_processor", "decoder", "truncation", "padding"))
-    (directory / "tokenizer.json").write_text(json.dumps(parts | nothing))
-    edit_json(directory / "tokenizer_config.json", eos_token="word511", pad_token="word0")
+def of_kind(kind: str, tokenizer_class: str = "PreTrainedTokenizerFast", **more: Any) -> Callable[[Path], None]:
+    def break_it(directory: Path) -> None:
+        words = {"type": kind, "vocab": {f"word{number}": number for number in range(512)}, "unk_token": "word0"}
+        parts = {"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "Whitespace"}, "model": words | more}
+        nothing = dict.fromkeys(("normalizer", "post_processor", "decoder", "truncation", "padding"))
+        (directory / "tokenizer.json").write_text(json.dumps(parts | nothing))
+        edit_json(
+            directory / "tokenizer_config.json", tokenizer_class=tokenizer_class, eos_token="word511", pad_token="word0"
+        )
+
+    return break_it
+
+
+# transformers makes the family's own kind of it, which has none of the words.
+WORDS = of_kind("WordLevel", "Qwen2Tokenizer")
+PIECES = of_kind("WordPiece", continuing_subword_prefix="##", max_input_chars_per_word=100)
+LIKELIHOODS = of_kind("Unigram", vocab=[[f"word{number}", -1.0] for number in range(512)], unk_id=0)
 
 
 def enormous(directory: Path) -> None:
@@ -51,7 +62,11 @@ TABLE: Mapping[str, Broken] = {
         edited(lambda t: t["model"].update(vocab=dict(list(t["model"]["vocab"].items())[:300]), merges=[])),
         f"config.json ends answers with token 511, which the tokenizer does not have; {OWN}",
     ),
-    "a tokenizer of words": Broken(words_alone, f"the tokenizer in .* does not give text back: .*; {OWN}"),
+    "a tokenizer of words": Broken(WORDS, f"the tokenizer in .* does not give text back: .*; {OWN}"),
+    "a tokenizer of pieces": Broken(PIECES, "is of the kind WordPiece, .* chats with BPE only; train", source="llama"),
+    "a tokenizer of likelihoods": Broken(
+        LIKELIHOODS, "is of the kind Unigram, .* chats with BPE only; train", source="llama"
+    ),
     "tokens of one number": Broken(
         edited(lambda t: t["model"]["vocab"].update(dict.fromkeys(list(t["model"]["vocab"])[:50], 0))),
         f"gives 49 of its tokens the number of another, .*; {OWN}",

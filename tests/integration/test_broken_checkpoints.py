@@ -47,7 +47,7 @@ def test_a_broken_checkpoint_is_told_as_what_it_is(
     assert message.encode("utf-8")
 
 
-@pytest.mark.parametrize("name", ["qwen2", "llama", "shards", "wide", "phi3"])
+@pytest.mark.parametrize("name", ["qwen2", "llama", "shards", "wide", "phi3", "gguf"])
 def test_what_they_are_made_from_is_sound(sound: Path, tmp_path: Path, name: str) -> None:
     assert _ingest_and_convert(sound / name, None, tmp_path)["parity"]["positions"] > 0
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from olivepress.errors import ConversionFailed
 from tests.checkpoints import CHAT_TEMPLATE, tiny_adapter, tiny_checkpoint, write_tokenizer
 from tests.integration.conversion_cases import in_torch, logits_in_runtime, logits_in_torch, run_convert
+from tests.integration.ingest_cases import run as ingest
 
 pytestmark = pytest.mark.toolchain
 
@@ -37,6 +39,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("qwen2", {"modules_to_save": ["embed_tokens", "lm_head"]}, id="embeddings and head trained"),
         pytest.param("phi3", {"rslora": True, "dora": True, "alpha": 32}, id="dora, rank-stabilised, a large alpha"),
         pytest.param("qwen2", {"modules_to_save": ["input_layernorm"]}, id="saved norms"),
+        pytest.param("qwen2", {"tokens": [45, 50, 509], "spread": 0.2}, id="some tokens of tied embeddings"),
     ],
 )
 def test_a_converted_adapter_answers_as_it_does_over_its_base(
@@ -121,6 +124,39 @@ def test_an_adapter_trained_with_more_tokens_than_its_base_has_converts(bases: P
     assert genai_config["model"]["vocab_size"] == 520
 
 
+def test_an_adapter_brings_the_tokenizer_that_its_base_has_not(bases: Path, tmp_path: Path) -> None:
+    base = tiny_checkpoint(tmp_path / "base", "qwen2")
+    adapter = _adapter(tmp_path / "adapter", base)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (base / name).rename(adapter / name)
+
+    run_convert(adapter, "cpu-fp32", tmp_path, base=base)
+
+    assert (tmp_path / "output" / "tokenizer.json").is_file()
+
+
+def test_what_peft_saves_twice_where_the_vocabulary_grew_is_no_stranger(tmp_path: Path) -> None:
+    # given: peft saves embeddings of another size a second time, under the names that its own modules give them
+    larger = tiny_checkpoint(tmp_path / "larger", "qwen2", tied=False, vocab_size=520)
+    base = tiny_checkpoint(tmp_path / "base", "qwen2", tied=False)
+    adapter = _adapter(tmp_path / "adapter", larger, modules_to_save=["embed_tokens", "lm_head"])
+    matrices = load_file(adapter / "adapter_model.safetensors")
+    plain = in_torch(base)
+    plain.resize_token_embeddings(520, mean_resizing=False)
+    wanted = logits_in_torch(_unmerged(adapter, plain))
+    for name in [name for name in matrices if name.endswith(("embed_tokens.weight", "lm_head.weight"))]:
+        for inside in ("modules_to_save", "original_module"):
+            matrices[name.replace(".weight", f".{inside}.weight")] = matrices[name].clone()
+    save_file(matrices, adapter / "adapter_model.safetensors")
+
+    ingested = ingest(adapter, base)
+    run_convert(adapter, "cpu-fp32", tmp_path, base=base)
+
+    assert ingested["vocabulary_size"] == 520
+    converted = logits_in_runtime(tmp_path / "output")
+    np.testing.assert_allclose(converted, wanted, atol=2e-3)
+
+
 def _adapter(directory: Path, base: Path, **kind: Any) -> Path:
     with warnings.catch_warnings():
         # peft warns about what tied embeddings do to an adapter; here this is the case that is tried.
@@ -128,7 +164,7 @@ def _adapter(directory: Path, base: Path, **kind: Any) -> Path:
         return tiny_adapter(directory, base, **kind)
 
 
-def _unmerged(adapter: Path, base: Path) -> PeftModel:
+def _unmerged(adapter: Path, base: Path | PreTrainedModel) -> PeftModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return PeftModel.from_pretrained(in_torch(base), adapter).eval()
+        return PeftModel.from_pretrained(in_torch(base) if isinstance(base, Path) else base, adapter).eval()

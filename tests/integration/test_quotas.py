@@ -21,6 +21,7 @@ from olivepress.manifest import CheckpointEntry, parse_manifest
 from olivepress.predicted_sizes import predicted_sizes
 from olivepress.quotas import Quota, Usage, Wanted
 from olivepress.recipes.recipe import BUILT_IN
+from tests.gguf_bytes import SOUND, WEIGHTS
 from tests.integration.database_cases import on_both_databases, submit_paths
 from tests.integration.publication_cases import Publisher
 
@@ -189,6 +190,19 @@ class TestPredictions:
         sizes = predicted_sizes(database, TEAM, self.jobs(*entries), [tmp_path])
 
         assert sizes == [45_000, 45_000]
+
+    def test_a_gguf_file_counts_by_its_weights_and_a_broken_one_not_at_all(
+        self, database: Database, tmp_path: Path
+    ) -> None:
+        limit(database, max_bytes=10**9)
+        for name, content in (("sound", SOUND), ("broken", SOUND[:100])):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "model.gguf").write_bytes(content)
+        jobs = self.jobs(*(CheckpointEntry(path=str(tmp_path / name)) for name in ("sound", "broken")))
+
+        sizes = predicted_sizes(database, TEAM, jobs, [tmp_path])
+
+        assert sizes == [round(0.45 * 2 * WEIGHTS), 0]
 
     def test_what_cannot_be_seen_from_here_counts_nothing(self, database: Database, tmp_path: Path) -> None:
         limit(database, max_bytes=10**9)

@@ -171,10 +171,10 @@ SINGLE: dict[str, Breakage] = {
         "save it as safetensors",
     ),
     "GGUF": (
-        lambda d: rename(d, "model.safetensors", "model.gguf"),
+        lambda d: rename(d, "model.safetensors", "model.GGUF"),
         BadCheckpoint,
-        r"another format \(model\.gguf\): GGUF",
-        "submit",
+        r"another format \(model\.GGUF\): GGUF",
+        "rename",
     ),
     "weights under another name": (
         lambda d: rename(d, "model.safetensors", "weights.safetensors"),

@@ -105,7 +105,7 @@ def test_the_reference_takes_what_its_source_takes() -> None:
     [
         ({"base": "/models/base"}, "'base' is the base of the source"),
         ({"gates": {"min_top1_agreement": 0.9}}, "'min_top1_agreement' compares with the source"),
-        ({"source": "/models/support", "unvalidated": "no time"}, "no gates and no source"),
+        ({"source": "/models/support", "unvalidated": "no time"}, "no gates or source"),
     ],
 )
 def test_an_order_that_cannot_be_kept_is_refused(given: dict[str, Any], said: str) -> None:

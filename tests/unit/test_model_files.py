@@ -90,7 +90,8 @@ def test_a_usual_config_is_taken(tmp_path: Path) -> None:
         (changed(model__decoder__filename="a/../../model.onnx"), "outside the model's directory"),
         (changed(model__decoder__filename="C:\\models\\model.onnx"), "outside the model's directory"),
         (changed(model__decoder__session_options__custom_ops_library="evil.so"), "loads native code"),
-        (changed(model__decoder__session_options__enable_profiling="/tmp/profile"), "outside the model's directory"),
+        (changed(model__decoder__session_options__enable_profiling="trace"), "makes the engine write files"),
+        (changed(model__decoder__session_options__optimized_model_filepath="/tmp/x"), "outside the model's directory"),
         (
             changed(model__decoder__session_options__provider_options=[{"qnn": {"backend_path": "evil.so"}}]),
             "loads native code",

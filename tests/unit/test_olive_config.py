@@ -143,6 +143,18 @@ class TestTranslation:
 
         assert recipe_of_workflow(workflow(engine=engine)) == recipe_of_workflow(DOCUMENTED)
 
+    def test_execution_providers_of_the_older_engine_mapping_count_as_those_of_a_system(self) -> None:
+        cpu, cuda = ({"execution_providers": [f"{name}ExecutionProvider"]} for name in ("CPU", "CUDA"))
+
+        assert recipe_of_workflow(workflow(engine=cpu)) == recipe_of_workflow(DOCUMENTED)
+        assert (
+            recipe_of_workflow(workflow(engine=cuda, systems={}, host=None, target=None)).execution_provider == "cuda"
+        )
+        assert "systems name 2 execution providers (cpu, cuda)" in refused(workflow(engine=cuda))
+
+    def test_passes_without_names_are_told_how_to_be_written(self) -> None:
+        assert "passes is a list; give each pass a name" in refused(workflow(passes=[{"type": "ModelBuilder"}]))
+
     def test_a_file_without_systems_is_for_the_cpu(self) -> None:
         values = {key: DOCUMENTED[key] for key in ("input_model", "passes")}
 

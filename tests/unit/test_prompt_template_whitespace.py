@@ -9,6 +9,8 @@ from olivepress.errors import BadCheckpoint
 from olivepress.foundry.portable_template import SAMPLES, portable
 from tests.unit import chat_templates as published
 
+# They look for a text in a text, which the engine never finds.
+REWORDED = {"DEEPSEEK_R1", "QWEN3"}
 AWKWARD = replace(
     published.CHATML,
     source="""{# a comment #}
@@ -30,7 +32,11 @@ tail
 )
 
 
-@pytest.mark.parametrize("chat_template", [published.ZEPHYR, AWKWARD], ids=["zephyr", "awkward"])
+@pytest.mark.parametrize(
+    "chat_template",
+    [published.ZEPHYR, AWKWARD, *map(published.ALL.__getitem__, sorted(REWORDED))],
+    ids=["zephyr", "awkward", *sorted(REWORDED)],
+)
 @pytest.mark.parametrize("whitespace", Whitespace)
 def test_a_rewritten_template_writes_what_the_original_writes_in_transformers(
     chat_template: ChatTemplate, whitespace: Whitespace
@@ -42,7 +48,7 @@ def test_a_rewritten_template_writes_what_the_original_writes_in_transformers(
         assert rewritten.render(sample, whitespace=whitespace) == chat_template.render(sample)
 
 
-@pytest.mark.parametrize("family", sorted(set(published.ALL) - {"ZEPHYR"}))
+@pytest.mark.parametrize("family", sorted(set(published.ALL) - {"ZEPHYR"} - REWORDED))
 def test_a_template_on_which_both_agree_is_left_alone(family: str) -> None:
     assert portable(published.ALL[family]) is published.ALL[family]
 

@@ -6,10 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from olivepress.checkpoints.files import LET_FINISH, hash_file, unreadable
+from olivepress.checkpoints.gguf_folder import gguf_path
 from olivepress.errors import CheckpointChanged
 from olivepress.recipes.recipe import Precision
 from workers.steps.context import StepContext
-from workers.toolchains import adapters, checkpoint_passes, dequantized, notes, olive, parity, unpickled
+from workers.toolchains import (
+    adapters,
+    checkpoint_passes,
+    dequantized,
+    gguf_expanded,
+    notes,
+    olive,
+    parity,
+    unpickled,
+)
 from workers.toolchains.conversion import Conversion
 
 log = logging.getLogger(__name__)
@@ -95,7 +105,9 @@ def plain_source(directory: Path, base: Path | None, spec: dict[str, Any], conte
     # What keeps its numbers in floating point must not lose any of them on the way.
     exact = Precision(spec["build"]["precision"]) in (Precision.FP16, Precision.FP32)
     whole = directory if base is None else base
-    if _is_pickled(spec["ingest"] if base is None else spec["ingest"]["base"]):
+    if gguf_path(whole):
+        whole = gguf_expanded.expanded(whole, context.scratch / "expanded")
+    elif _is_pickled(spec["ingest"] if base is None else spec["ingest"]["base"]):
         # Ingest has opened it by the administrator's leave.
         whole = unpickled.unpickled(whole, context.scratch / "unpickled")
     plain = dequantized.plain(whole, context.scratch / "plain", exact=exact)

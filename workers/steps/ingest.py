@@ -27,12 +27,13 @@ from olivepress.checkpoints.files import (
     relevant_files,
     unreadable,
 )
+from olivepress.checkpoints.gguf_folder import gguf_path
 from olivepress.checkpoints.reading import COMPUTED_NAME, LAYER_NUMBER, Checkpoint, adapter_base, read_checkpoint
 from olivepress.checkpoints.tokenizer_files import chat_template_text
 from olivepress.errors import BadCheckpoint, CheckpointChanged, OlivepressError
 from workers.steps import model_directory
 from workers.steps.context import StepContext
-from workers.toolchains import architecture, tokenizers, unpickled, weights
+from workers.toolchains import architecture, gguf_expanded, tokenizers, unpickled, weights
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     Raises:
         BadCheckpoint, PathNotAllowed, UnsafeCheckpoint, UnsupportedArchitecture: it cannot be used; the message says
             why and what to do.
+        NoRoom: what a GGUF file stands for does not fit on the disk.
         CheckpointChanged: its files changed while they were read.
     """
     with _told_on_one_line():
@@ -104,21 +106,22 @@ def _told_on_one_line() -> Iterator[None]:
 
 
 class _Folders:
-    """The submitted folders, and where each is read: itself, or a copy with its pickled weights as safetensors."""
+    """The submitted folders, and where each is read: itself, or a copy with its pickle or GGUF as safetensors."""
 
     def __init__(self, directory: Path, base: Path | None, allow_pickle: bool, scratch: Path) -> None:
         self.directory, self.base = directory, base
-        self.read_from = {
-            folder: scratch / f"unpickled-{number}"
-            for number, folder in enumerate(filter(None, (directory, base)))
-            if allow_pickle and unpickled.has_only_pickles(folder)
-        }
+        self.scratch, self.allow_pickle = scratch, allow_pickle
+        self.read_from: dict[Path, Path] = {}
 
     def read(self) -> Checkpoint:
         """The checkpoint; what is wrong with a copy is told of the folder that it was made from."""
         with self.told_of_originals():
-            for folder, copy in self.read_from.items():
-                unpickled.unpickled(folder, copy)
+            for number, folder in enumerate(filter(None, (self.directory, self.base))):
+                copy = self.scratch / f"as-safetensors-{number}"
+                if gguf_path(folder):
+                    self.read_from[folder] = gguf_expanded.expanded(folder, copy)
+                elif self.allow_pickle and unpickled.has_only_pickles(folder):
+                    self.read_from[folder] = unpickled.unpickled(folder, copy)
             base = self.base and self.read_from.get(self.base, self.base)
             return read_checkpoint(self.read_from.get(self.directory, self.directory), base)
 
@@ -129,6 +132,9 @@ class _Folders:
         except BadCheckpoint as error:
             told = str(error)
             for folder, copy in self.read_from.items():
+                for file in copy.iterdir() if (gguf := gguf_path(folder)) else ():
+                    if not (folder / file.name).exists():
+                        told = told.replace(str(file), str(gguf))
                 told = told.replace(str(copy), str(folder))
             raise type(error)(told) from error
 
@@ -163,6 +169,7 @@ def _ingest(folders: _Folders, context: StepContext, chosen_template: str | None
         result = _checked(checkpoint, folders, context, chosen_template)
         if chosen_template:
             result["chat_template"] = chat_template_text(checkpoint.tokenizer_directory, chosen_template)
+    result["sizes"]["is_expanded"] = bool(gguf_path(base or directory))
     if file_identity(directory, base) != identity:
         raise CheckpointChanged(f"files in {directory} or its base changed while they were read; {LET_FINISH}")
     return result

@@ -18,7 +18,7 @@ from olivepress.checkpoints.chat_template import (
 )
 from olivepress.errors import BadArtifact, BadCheckpoint
 from olivepress.foundry.inference_model import GENAI_CONFIG_FILE, fitting
-from olivepress.foundry.portable_template import portable
+from olivepress.foundry.portable_template import portable, unknown_to_the_engine
 from olivepress.foundry.prompt_template import derive_prompt_template
 from olivepress.recipes.recipe import FoundrySettings
 from workers.steps.context import StepContext
@@ -78,6 +78,7 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     settings = fitting(FoundrySettings(**spec["foundry"]), spec["context_length"])
     genai_config = _genai_config(artifact, settings, spec["context_length"])
     notes = _stop_where_the_template_does(artifact, genai_config["model"], chat_template)
+    notes += _unknown_words(chat_template)
     _write_json(context.output / GENAI_CONFIG_FILE, genai_config)
     _write_json(context.output / TOKENIZER_CONFIG_FILE, _tokenizer_config(artifact, chat_template))
     _write_text(context.output / TEMPLATE_FILE, chat_template.source)
@@ -104,8 +105,20 @@ def _chat_template(artifact: Path, chosen: str | None) -> ChatTemplate:
         )
     rewritten = portable(chat_template)
     if rewritten is not chat_template:
-        log.info("the chat template's line breaks are written out, for onnxruntime-genai does not trim them")
+        log.info("the chat template is written anew: onnxruntime-genai trims no line breaks and knows a part of Jinja")
     return rewritten
+
+
+def _unknown_words(chat_template: ChatTemplate) -> list[str]:
+    unknown = unknown_to_the_engine(chat_template)
+    if not unknown:
+        return []
+    note = (
+        f"the chat template uses {', '.join(unknown)}, which onnxruntime-genai does not know: a chat that comes to "
+        "such a place fails in Foundry Local; write it otherwise if yours do"
+    )
+    log.info("note: %s", note)
+    return [note]
 
 
 def _take_over(artifact: Path, output: Path) -> None:

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from olivepress.checkpoints.files import ADAPTER_WEIGHTS, CHAT_TEMPLATE, TOKENIZER_CONFIG, TOKENIZER_MODELS
+from olivepress.checkpoints.reading import SECOND_COPY
 from olivepress.checkpoints.tokenizer_files import has_tokenizer
 from olivepress.errors import ConversionFailed
 from workers.toolchains import parity
@@ -48,10 +49,19 @@ def merge(adapter: Path, base: Path, into: Path, *, exact: bool) -> Path:
             warnings.simplefilter("ignore")
             model = _merged(adapter, base, torch.float32 if exact else "auto")
         model.save_pretrained(into)
-        owner = adapter if has_tokenizer(adapter) else base
+        owner = _tokenizer_owner(adapter, base)
         for file in (file for pattern in TOKENIZER_FILES for file in owner.glob(pattern)):
             shutil.copyfile(file, into / file.name)
     return into
+
+
+def _tokenizer_owner(adapter: Path, base: Path) -> Path:
+    return adapter if has_tokenizer(adapter) else base
+
+
+def _changes_both(config: PeftConfig) -> bool:
+    """Whether what peft trains of one of two tied matrices counts for the other too."""
+    return bool(getattr(config, "ensure_weight_tying", False) or getattr(config, "trainable_token_indices", None))
 
 
 def _merged(adapter: Path, base: Path, dtype: torch.dtype | str) -> PreTrainedModel:
@@ -61,17 +71,18 @@ def _merged(adapter: Path, base: Path, dtype: torch.dtype | str) -> PreTrainedMo
     if rows is not None and rows != model.get_input_embeddings().weight.shape[0]:
         # Trained with tokens of its own: its saved embeddings have rows that the base lacks.
         model.resize_token_embeddings(rows, mean_resizing=False)
-    if model.config.tie_word_embeddings and not getattr(config, "ensure_weight_tying", False):
+    if model.config.tie_word_embeddings and not _changes_both(config):
         # An adapter over one of two tied matrices would else be merged into both.
         _untie(model)
     adapted = PeftModelForCausalLM(model, config)
     loaded = adapted.load_adapter(str(adapter), adapter_name="default")
-    if strangers := [*sorted(loaded.unexpected_keys), *sorted(loaded.missing_keys)]:
+    unexpected = (name for name in loaded.unexpected_keys if not SECOND_COPY.search(name))
+    if strangers := [*sorted(unexpected), *sorted(loaded.missing_keys)]:
         raise ConversionFailed(
             f"the adapter {adapter} does not fit its base {base}: {len(strangers)} of its matrices have no "
             f"counterpart, such as {strangers[0]}; submit it with the base that it was trained on"
         )
-    tokens = parity.tokens_of_text(base)
+    tokens = parity.tokens_of_text(base, _tokenizer_owner(adapter, base))
     wanted = parity.model_logits(adapted.eval(), tokens)
     merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     _refuse_difference(parity.agreement(wanted, parity.model_logits(merged, tokens)), adapter)

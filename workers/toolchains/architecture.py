@@ -18,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from olivepress.checkpoints.files import CONFIG
-from olivepress.checkpoints.reading import Checkpoint
+from olivepress.checkpoints.reading import SECOND_COPY, Checkpoint
 from olivepress.checkpoints.safetensors_header import Tensor
 from olivepress.errors import BadCheckpoint, UnsafeCheckpoint, UnsupportedArchitecture
 from workers.toolchains.library_edge import library_edge
@@ -32,6 +32,8 @@ NAMES_SHOWN = 3
 # The builder writes a table of angles with a row for each position: of the longest that fine-tunes have, gigabytes.
 LONGEST_CONTEXT = 2**22
 FLOATS = ("float32", "bfloat16", "float16", "float64")
+ROPE_BASES = ("rope_theta", "rope_local_base_freq", "global_rope_theta", "local_rope_theta")
+EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
 MEND_CONFIG = "put back the config.json that belongs to the weights"
 STARTS_FROM_BASE = ("pissa", "olora", "eva", "corda", "loftq", "lora_ga")
 WHOLE_EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight")
@@ -90,8 +92,12 @@ def _check_values(checkpoint: Checkpoint, config: transformers.PreTrainedConfig)
             f"{LONGEST_CONTEXT:,} can be; {MEND_CONFIG}"
         )
     for key, value in _numbers(checkpoint.own_config):
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise BadCheckpoint(f"'{key}' in {place} is {value}; {MEND_CONFIG}")
+        if key in ROPE_BASES and value <= 0:
+            raise BadCheckpoint(f"'{key}' in {place} is {value}, and angles need a base above 0; {MEND_CONFIG}")
+        if key in EPSILONS and not 0 <= value < 1:
+            raise BadCheckpoint(f"'{key}' in {place} is {value}, and a norm adds some millionths; {MEND_CONFIG}")
     dtype = checkpoint.config_field("dtype") or checkpoint.config_field("torch_dtype")
     if dtype is not None and dtype not in FLOATS:
         raise BadCheckpoint(
@@ -100,8 +106,8 @@ def _check_values(checkpoint: Checkpoint, config: transformers.PreTrainedConfig)
 
 
 def _numbers(values: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """Every float in a tree of JSON values, with the key that it stands under."""
-    if isinstance(values, float):
+    """Every number in a tree of JSON values, with the key that it stands under."""
+    if isinstance(values, int | float) and not isinstance(values, bool):
         yield key, values
     elif isinstance(values, dict | list):
         for name, value in values.items() if isinstance(values, dict) else ((key, value) for value in values):
@@ -145,6 +151,8 @@ def check_adapter(checkpoint: Checkpoint) -> list[str]:
     allowed = expected | {name: tuple(tensor.shape) for name, tensor in adapted.state_dict().items()}
     stored = {tensor.name: tensor.shape for tensor in checkpoint.tensors}
     for name, shape in stored.items():
+        if SECOND_COPY.search(name) and SECOND_COPY.sub(r"\1", name) in stored:
+            continue
         if name not in allowed:
             raise BadCheckpoint(f"{problem}: it changes '{name}', which the base does not have; {advice}")
         if shape != allowed[name]:

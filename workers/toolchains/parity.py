@@ -128,9 +128,13 @@ def _refuse_other_function(conversion: Conversion, seen: SideBySide, converted: 
         )
 
 
-def tokens_of_text(source: Path) -> list[int]:
-    """The fixed text in the source's own tokens, at most MAX_TOKENS of them, and no more than it has room for."""
-    tokenizer = AutoTokenizer.from_pretrained(source)
+def tokens_of_text(source: Path, tokenizer_directory: Path | None = None) -> list[int]:
+    """The fixed text in the source's own tokens, at most MAX_TOKENS of them, and no more than it has room for.
+
+    Args:
+        tokenizer_directory: whose tokenizer it is, where that is not the source's.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory or source)
     room = AutoConfig.from_pretrained(source).get_text_config().max_position_embeddings - 1
     return list(tokenizer.encode(TEXT))[: max(1, min(MAX_TOKENS, room))]
 

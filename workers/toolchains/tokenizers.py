@@ -24,6 +24,8 @@ SMALLEST_VOCABULARY = 16
 # Of an adapter's base: an adapter's tokenizer may replace tokens that were kept free for that, and add some.
 SAME_WORDS_SHARE = 0.5
 DOUBLES_SHARE = 0.01
+# The only kind that the engine chats with (tried: it opens no WordPiece, and over Unigram it forms no chat).
+ENGINE_KIND = "BPE"
 # Gemma 3 text models carry the name of a token that only their image models have a row for.
 ROWLESS_TOKENS = frozenset({"<image_soft_token>"})
 
@@ -49,6 +51,7 @@ def check_tokenizer(checkpoint: Checkpoint, model: ModelFacts, chosen_template: 
             f"the tokenizer in {directory} has no tokenizer.json, which Foundry Local needs; save its fast form: "
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
+    _check_kind(directory, tokenizer)
     _check_vocabulary(directory, tokenizer, model.vocabulary_size)
     if checkpoint.base and directory == checkpoint.directory:
         _check_same_words(checkpoint.directory, tokenizer, checkpoint.base.directory)
@@ -59,6 +62,15 @@ def check_tokenizer(checkpoint: Checkpoint, model: ModelFacts, chosen_template: 
         *_check_round_trip(directory, tokenizer),
         *_cutting_notes(directory, tokenizer),
     ]
+
+
+def _check_kind(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    kind = type(tokenizer.backend_tokenizer.model).__name__
+    if kind != ENGINE_KIND:
+        raise BadCheckpoint(
+            f"the tokenizer in {directory} is of the kind {kind}, and onnxruntime-genai, which answers in Foundry "
+            f"Local, chats with {ENGINE_KIND} only; train a model whose tokenizer is of that kind"
+        )
 
 
 def _check_vocabulary(directory: Path, tokenizer: PreTrainedTokenizerBase, embedding_rows: int) -> None:

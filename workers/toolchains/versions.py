@@ -27,6 +27,8 @@ TOOLCHAIN = (
     "onnxscript",
     "safetensors",
     "tokenizers",
+    # What it reads GGUF checkpoints with.
+    "gguf",
 )
 
 
