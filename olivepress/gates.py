@@ -42,7 +42,7 @@ class GateLimits:
     edge_cases: bool = True
     """Every edge case ended with an answer or a refusal, none with a crash."""
     consistency: bool = True
-    """The model answered at every length of prompt that was tried."""
+    """The model answered at every length of prompt that was tried, and reads token by token as it reads at once."""
     max_kl_over_rounding: float | None = 2.5
     """By how many times the artifact may be farther from its source than rounding alone makes it.
 
@@ -135,7 +135,10 @@ CHECKS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "cross_check": (("cross_check", "status"), "the files agree with each other and, where it was at hand, the source"),
     "tokenizer_parity": (("tokenizer_parity", "status"), "conversations become the same text and tokens everywhere"),
     "edge_cases": (("edge_cases", "status"), "every edge case ended with an answer or a clean refusal"),
-    "consistency": (("consistency", "status"), "the model answered at every length that was tried"),
+    "consistency": (
+        ("consistency", "status"),
+        "the model answered at every length that was tried, and reads token by token as at once",
+    ),
 }
 
 

@@ -1,5 +1,6 @@
 """The arithmetic of the measures, on figures that were made up."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ class TestSpread:
         # Of 40 ms the process waited 30: alone, it would have taken 10.
         assert timed([40.0] * 12, waited=0.75)["spread"] >= 30.0
         assert timed([40.0] * 12, waited=1.0)["spread"] < float("inf")
+
+    def test_the_speed_of_an_idle_machine_with_its_own_spread_is_within_that_of_a_busy_one(self) -> None:
+        busy = timed([5000.0] * 12, slow_is_low=True, waited=0.7)
+
+        assert busy["spread"] == pytest.approx(1.25 * 5000 / (1 - 0.7) - 5000)
+        assert timed([5000.0] * 12, slow_is_low=True)["spread"] == 1250
 
     def test_what_a_process_waited_is_a_share_of_its_time(self) -> None:
         contention = Contention()
@@ -228,6 +235,19 @@ class TestQuality:
         reference, logits = _reference()
 
         assert measure_quality(reference, lambda tokens: logits, "int3", lambda share: None)["kl_over_rounding"] is None
+
+    def test_what_a_short_context_has_no_room_for_is_not_compared(self) -> None:
+        reference, logits = _reference()
+        asked: list[int] = []
+
+        def logits_of(tokens: Sequence[int]) -> np.ndarray:
+            asked.append(len(tokens))
+            return logits[: len(tokens)]
+
+        found = measure_quality(reference, logits_of, "int8", lambda share: None, context_length=11)
+
+        assert (asked, found["held_out"]["positions"], found["answers"]) == ([10], 9, None)
+        assert found["kl_over_rounding"] < 0.1
 
     def test_a_smaller_vocabulary_cannot_be_compared(self) -> None:
         reference, logits = _reference()

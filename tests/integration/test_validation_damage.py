@@ -1,19 +1,20 @@
 """Good artifacts of a trained family pass their gates; each that was damaged to load and be wrong does not."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from olivepress.gates import GateLimits
-from tests.artifacts import step_context
+from tests.artifacts import rewrite_json, step_context
 from tests.proof.damages import BASE, BOS, DAMAGES, Others
 from tests.proof.press import PROMPTS, Press, Source, failed_gates
 from workers.measures.cross_check import cross_check
 from workers.measures.quality import measure_quality
 from workers.measures.reference_file import read_reference
+from workers.measures.tokenizer_agreement import FRAMED_ALONE, SAMPLES
 from workers.steps import validate
 from workers.toolchains.demo_family import Family
 from workers.toolchains.genai import opened
@@ -36,6 +37,9 @@ VALIDATED = (
     "a larger vocabulary",
     "a layer too few",
     "an absurd repetition penalty",
+    "the caches of two layers exchanged",
+    "a template that drops the system's words",
+    "a tokenizer that does not normalize",
 )
 
 
@@ -69,7 +73,7 @@ def test_a_good_artifact_passes_every_gate(
     assert quality["answers"]["top1_agreement"] > 0.95
     assert {item["same_as_source"] for item in result["report"]["prompts"]["items"]} <= {True, False}
     assert result["report"]["prompts"]["items"][0]["source_answer"]
-    assert result["report"]["tokenizer_parity"]["source"]["of"] == PROMPTS + 2
+    assert result["report"]["tokenizer_parity"]["source"]["of"] == PROMPTS + len(SAMPLES) + len(FRAMED_ALONE)
 
 
 @pytest.mark.parametrize("name", FINE_TUNES)
@@ -150,6 +154,29 @@ def test_what_contradicts_the_source_is_found_in_the_coarsest_rounding_too(
 
     found = cross_check(artifact, read_reference(press.reference(source("legal"))))
     assert found["status"] == "failed"
+
+
+def test_experts_whose_biases_the_builder_invents_are_sound(press: Press) -> None:
+    source = press.random("lfm2_moe")
+
+    found = cross_check(press.package(source, "cpu-int4"), read_reference(press.reference(source)))
+
+    assert (found["status"], found["problem"]) == ("passed", None)
+
+
+def test_an_end_of_turn_that_does_not_end_answers_is_named(
+    press: Press, source: Callable[[str], Source], tmp_path: Path
+) -> None:
+    artifact = press.copy(source(DAMAGED), "cpu-int4", tmp_path / "artifact")
+    said = read_reference(press.reference(source(DAMAGED)))
+    # As of Llama 3: the config ends texts, and another token ends turns.
+    text_end, turn_end = 1021, said.facts["turn_end_id"]
+    said = replace(said, facts=said.facts | {"stop_ids": [[text_end], [text_end, turn_end]]})
+    rewrite_json(artifact / "genai_config.json", model__eos_token_id=[text_end])
+
+    found = cross_check(artifact, said)
+
+    assert f"does not end answers with {turn_end}, as the source's chat template does" in found["problem"]
 
 
 def test_every_damage_says_what_it_needs() -> None:

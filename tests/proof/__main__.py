@@ -28,6 +28,7 @@ RANDOM = {
     "smollm3": ("cpu-int8",),
     "granite": ("cpu-fp16",),
     "lfm2": ("cpu-int4",),
+    "lfm2_moe": ("cpu-int4", "cpu-fp16"),
     "ernie4_5": ("cpu-int4-small",),
 }
 RELATED = {"llama-untied": ("cpu-int4",), "with-bos": ("cpu-int4",), "llama-adapter": ("cpu-int4", "cpu-int8")}

@@ -213,9 +213,91 @@ def broken_sum(directory: Path, others: Others) -> None:
         file.write("\n")
 
 
+def rewired(change: Callable[[onnx.GraphProto], None]) -> Change:
+    """The graph with its nodes connected or set otherwise."""
+
+    def damage(directory: Path, others: Others) -> None:
+        model = onnx.load(str(directory / GRAPH), load_external_data=False)
+        before = model.SerializeToString()
+        change(model.graph)
+        after = model.SerializeToString()
+        assert after != before, f"nothing of {directory} was changed"
+        (directory / GRAPH).write_bytes(after)
+
+    return damage
+
+
+def _without_last_layer(graph: onnx.GraphProto) -> None:
+    norms = [node for node in graph.node if node.op_type == "SkipSimplifiedLayerNormalization"]
+    (first_of_last,) = (node for node in norms if "layers.1/input_layernorm" in node.name)
+    norms[-1].input[:2] = first_of_last.input[:2]
+
+
+def _with_exchanged_caches(graph: onnx.GraphProto) -> None:
+    names = {f"past_key_values.{one}.{part}": f"past_key_values.{1 - one}.{part}" for one in (0, 1) for part in PARTS}
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+
+
+def _with_another_activation(graph: onnx.GraphProto) -> None:
+    for node in graph.node:
+        node.op_type = "Tanh" if node.op_type == "Sigmoid" else node.op_type
+
+
+def _with(operator: str, name: str, value: float) -> Callable[[onnx.GraphProto], None]:
+    """An attribute of every node of a kind, set to this."""
+
+    def change(graph: onnx.GraphProto) -> None:
+        for node in graph.node:
+            if node.op_type == operator:
+                kept = [attribute for attribute in node.attribute if attribute.name != name]
+                del node.attribute[:]
+                node.attribute.extend([*kept, onnx.helper.make_attribute(name, value)])
+
+    return change
+
+
+def two_rows(matrix: str) -> Change:
+    """Two rows of a matrix in each other's place."""
+
+    def change(directory: Path, others: Others) -> None:
+        for name, part in tensors(directory, matrix).items():
+            rows = part.T if name.endswith(".weight") else part
+            rows[[10, 90]] = rows[[90, 10]]
+
+    return change
+
+
+def late_angles(kind: str) -> Change:
+    """Rotary tables that stand still from some position on."""
+
+    def change(directory: Path, others: Others) -> None:
+        for table in tensors(directory, kind).values():
+            # Of fp16 models a table lies beside the number that it is multiplied by.
+            if table.ndim == 2:
+                table[130:300] = table[130]
+
+    return change
+
+
+def tokenizer(**changes: object) -> Change:
+    """Other values in tokenizer.json."""
+    return lambda directory, others: rewrite_json(directory / "tokenizer.json", **changes)
+
+
+def unsummed(directory: Path, others: Others) -> None:
+    """A file that came after the sums were written."""
+    sums = {file.name: hash_file(file) for file in sorted(directory.iterdir())}
+    (directory / "SHA256SUMS").write_text(sums_text(sums))
+    (directory / "special_tokens_map.json").write_text("{}")
+
+
 LAYER = "model.layers.1."
+PARTS = ("key", "value")
+GQA, NORM = "GroupQueryAttention", "SkipSimplifiedLayerNormalization"
 DOWN, GATE, OUT = f"{LAYER}mlp.down_proj.MatMul.weight", f"{LAYER}mlp.gate_proj.MatMul.weight", "lm_head.MatMul.weight"
 QUALITY, FILES, FRAMING = "max_kl_over_rounding", "cross_check", "tokenizer_parity"
+LENGTHS = "consistency"
 
 DAMAGES: dict[str, Damage] = {
     "a zeroed matrix": Damage(zeroed(DOWN), FILES),
@@ -250,6 +332,28 @@ DAMAGES: dict[str, Damage] = {
     "a longer context than the model has": Damage(config(model__context_length=100_000), FILES),
     "an absurd repetition penalty": Damage(config(search__repetition_penalty=9.0), FILES),
     "a file that is not the one of its sum": Damage(broken_sum, FILES),
+    "a file that has no sum": Damage(unsummed, FILES),
+    "the last layer left out": Damage(rewired(_without_last_layer), FILES),
+    "the caches of two layers exchanged": Damage(rewired(_with_exchanged_caches), LENGTHS),
+    "another activation": Damage(rewired(_with_another_activation), FILES),
+    "a window of attention": Damage(rewired(_with(GQA, "local_window_size", 100)), FILES),
+    "scores of attention capped": Damage(rewired(_with(GQA, "softcap", 20.0)), FILES),
+    "another epsilon of norms": Damage(rewired(_with(NORM, "epsilon", 1e-3)), FILES),
+    "two rows exchanged": Damage(two_rows(f"{LAYER}mlp.up_proj.MatMul.weight"), FILES),
+    "a rope that stands still": Damage(late_angles("cos_cache"), FILES),
+    "a rope that stands still in its sines": Damage(late_angles("sin_cache"), FILES),
+    "a template that drops the system's words": Damage(
+        template(lambda text: "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}" + text),
+        FRAMING,
+    ),
+    "a template that greets in long conversations": Damage(
+        template(lambda text: "{% if messages | length > 4 %}{{ 'Hello!' }}{% endif %}" + text), FRAMING
+    ),
+    "a tokenizer that does not normalize": Damage(tokenizer(normalizer=None), FRAMING),
+    "heads of another size": Damage(config(model__decoder__head_size=8), FILES),
+    "answers that may not end": Damage(config(search__min_length=200), FILES),
+    "three answers at once": Damage(config(search__num_return_sequences=3), FILES),
+    "answers without room": Damage(config(search__max_length=1), FILES),
 }
 
 

@@ -17,6 +17,7 @@ from olivepress.errors import BadArtifact
 from olivepress.file_lock import exclusive
 from olivepress.foundry.inference_model import GENAI_CONFIG_FILE
 from olivepress.own_process import ProgressListener, answer_with
+from workers.measures.cached_reading import measure_cached_reading, with_cached_reading
 from workers.measures.consistency import judge_lengths
 from workers.measures.contention import Contention
 from workers.measures.domain_prompts import ask_some, messages_of, summed
@@ -74,6 +75,7 @@ def measure(request: Mapping[str, Any], report_progress: ProgressListener) -> di
         )
         figures["framed"] = [_framed(model, messages) for messages in request["to_frame"]]
         figures["quality"] = _quality(model, request, report_progress)
+        figures["consistency"] = with_cached_reading(figures["consistency"], _cached_reading(model, text, figures))
     return figures
 
 
@@ -161,9 +163,18 @@ def _quality(model: GenaiModel, request: Mapping[str, Any], report_progress: Pro
             model.logits,
             request["yardstick"],
             lambda share: report_progress("comparing with the source", 0.7 + 0.3 * share),
+            model.context_length,
         )
     except (OtherVocabulary, BadArtifact) as error:
         return {"problem": str(error)}
+
+
+def _cached_reading(model: GenaiModel, text: Sequence[int], figures: Mapping[str, Any]) -> dict[str, Any]:
+    rounding = (figures["quality"].get("yardstick") or {}).get("kl")
+    try:
+        return measure_cached_reading(text, model.context_length, model.logits, model.stepwise_logits, rounding)
+    except BadArtifact as error:
+        return {"positions": 0, "kl_divergence": None, "limit": None, "problem": str(error)}
 
 
 def _framed(model: GenaiModel, messages: Sequence[Message]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from olivepress.checkpoints.chat_template import read_chat_template, read_tokenizer_config
 from olivepress.errors import BadArtifact, BadCheckpoint, OlivepressError
+from olivepress.evidence.document import UNSIGNED_FILES
 from olivepress.foundry.inference_model import (
     GENAI_CONFIG_FILE,
     INFERENCE_MODEL_FILE,
@@ -21,16 +22,17 @@ from olivepress.foundry.inference_model import (
 )
 from olivepress.foundry.prompt_template import CONTENT, derive_prompt_template
 from workers.measures.format import check_format
+from workers.measures.generation_check import generation_findings
+from workers.measures.graph_check import graph_findings
 from workers.measures.reference_file import Reference
-from workers.toolchains.graph_facts import blank_tensors, read_facts
+from workers.toolchains.graph_facts import BlankTensor, blank_tensors, read_facts
+from workers.toolchains.graph_structure import read_structure
 from workers.toolchains.weight_prints import faults as weight_faults
 
 BLOCK_BYTES = 2**20
 FAULTS_SHOWN = 3
-# Beyond these, tokens are drawn from noise or never twice.
-SENSIBLE = {"repetition_penalty": (0.5, 2.0), "temperature": (0.0, 2.0), "top_p": (0.01, 1.0)}
-SAME_PENALTY = 1e-4
 SAME_SCALE = 1e-3
+UNSUMMED = UNSIGNED_FILES | {SUMS_FILE}
 Facts = Mapping[str, Any]
 
 
@@ -52,11 +54,12 @@ def cross_check(artifact: Path, reference: Reference | None, *, may_move_weights
     checks: list[Callable[[], Iterator[str]]] = [
         lambda: _format(artifact),
         lambda: _graph(artifact, source),
+        lambda: _structure(artifact, source, may_move_weights, notes),
         lambda: _blank_weights(artifact, source),
         lambda: _weights_of_source(artifact, reference, may_move_weights, notes),
         lambda: _stop_tokens(artifact, source),
         lambda: _against_source(artifact, source),
-        lambda: _search(artifact, source, notes),
+        lambda: generation_findings(artifact, reference, notes),
         lambda: _discovery(artifact),
         lambda: _checksums(artifact),
     ]
@@ -122,11 +125,23 @@ def _graph(artifact: Path, source: Facts | None) -> Iterator[str]:
             yield f"{GENAI_CONFIG_FILE} has the {name} {token} in a vocabulary of {config['vocab_size']}"
 
 
+def _structure(artifact: Path, source: Facts | None, may_move_weights: bool, notes: list[str]) -> Iterator[str]:
+    settings = (source or {}).get("settings")
+    found = list(graph_findings(read_structure(_model_file(artifact)), settings, _config(artifact)["context_length"]))
+    if source is None or may_move_weights:
+        # A graph that others wrote, or that passes rewrote, may carry along what it does not use.
+        notes += found
+    else:
+        yield from found
+
+
 def _blank_weights(artifact: Path, source: Facts | None) -> Iterator[str]:
     for tensor in blank_tensors(_model_file(artifact)):
         is_vector = len(tensor.shape) == 1
         is_norm = "norm" in tensor.name and not tensor.name.endswith("bias")
         if tensor.what == "nothing but zeros" and not is_norm and _is_zero_in_source(is_vector, source):
+            continue
+        if tensor.what == "nothing but zeros" and _is_needless_bias(tensor, source):
             continue
         size = " × ".join(map(str, tensor.shape))
         yield f"the weight {tensor.name} ({size}) holds {tensor.what}"
@@ -156,6 +171,11 @@ def _is_zero_in_source(is_vector: bool, source: Facts | None) -> bool:
     return bool(source["zero_vectors"]) if is_vector else bool(source["has_zero_matrix"])
 
 
+def _is_needless_bias(tensor: BlankTensor, source: Facts | None) -> bool:
+    """Whether it is a bias of several experts at once, which the builder writes whether the source has one or not."""
+    return len(tensor.shape) > 1 and tensor.name.endswith("bias") and not (source or {}).get("has_stacked_bias")
+
+
 def _stop_tokens(artifact: Path, source: Facts | None) -> Iterator[str]:
     stated = _config(artifact).get("eos_token_id")
     stops = {int(token) for token in (stated if isinstance(stated, list) else [stated]) if isinstance(token, int)}
@@ -167,6 +187,9 @@ def _stop_tokens(artifact: Path, source: Facts | None) -> Iterator[str]:
                 f"{GENAI_CONFIG_FILE} ends answers with {_listed(stops)}, and the source with "
                 f"{' or '.join(dict.fromkeys(map(_listed, allowed)))}"
             )
+        ending = source.get("turn_end_id")
+        if ending is not None and ending not in stops and ending in _ids_of_texts(artifact).values():
+            yield f"{GENAI_CONFIG_FILE} does not end answers with {ending}, as the source's chat template does"
         return
     own = _tokenizers_stops(artifact)
     if own and not stops & set(own):
@@ -201,29 +224,16 @@ def _against_source(artifact: Path, source: Facts | None) -> Iterator[str]:
         ("tokens in its vocabulary", config.get("vocab_size"), source["vocabulary_size"]),
         ("layers", decoder.get("num_hidden_layers"), source["layers"]),
         ("attention heads", decoder.get("num_attention_heads"), source["heads"]),
+        ("numbers in a head", decoder.get("head_size"), source.get("head_size")),
     )
     for what, stated, expected in pairs:
-        if stated != expected:
+        if expected is not None and stated != expected:
             yield f"{GENAI_CONFIG_FILE} has {stated} {what} and the source has {expected}"
     if config["context_length"] > source["context_length"]:
         yield (
             f"{GENAI_CONFIG_FILE} has a context of {config['context_length']} tokens and the source of "
             f"{source['context_length']}"
         )
-
-
-def _search(artifact: Path, source: Facts | None, notes: list[str]) -> Iterator[str]:
-    """Settings of generation that make an answer another one, or none."""
-    search = json.loads((artifact / GENAI_CONFIG_FILE).read_text(encoding="utf-8")).get("search") or {}
-    for name, (low, high) in SENSIBLE.items():
-        value = search.get(name)
-        if value is not None and not (isinstance(value, int | float) and low <= value <= high):
-            yield f"{GENAI_CONFIG_FILE} has the {name} {value}, which must be between {low:g} and {high:g}"
-    if source is not None:
-        penalty, asked = search.get("repetition_penalty", 1.0), source["repetition_penalty"]
-        if isinstance(penalty, int | float) and abs(penalty - asked) > SAME_PENALTY:
-            # The rungs of a ladder share a source and may differ in this.
-            notes.append(f"the source answered with the repetition_penalty {asked:g}, the model does with {penalty:g}")
 
 
 def _discovery(artifact: Path) -> Iterator[str]:
@@ -237,7 +247,11 @@ def _checksums(artifact: Path) -> Iterator[str]:
     file = artifact / SUMS_FILE
     if not file.is_file():
         return
-    for path, expected in read_sums(file.read_text(encoding="utf-8")).items():
+    sums = read_sums(file.read_text(encoding="utf-8"))
+    own = {found.relative_to(artifact).as_posix() for found in artifact.rglob("*") if found.is_file()}
+    for path in sorted(own - sums.keys() - UNSUMMED):
+        yield f"{SUMS_FILE} does not name {path}"
+    for path, expected in sums.items():
         if not (artifact / path).is_file():
             yield f"{SUMS_FILE} names {path}, which is missing"
         elif _sha256(artifact / path) != expected:

@@ -93,12 +93,19 @@ def _check_graph(model: Mapping[str, Any], decoder: Mapping[str, Any], graph: Gr
     wanted = decoder.get("num_hidden_layers")
     if layers and layers != set(range(wanted or 0)):
         raise BadArtifact(f"the graph has {len(layers)} layers and {GENAI_CONFIG_FILE} has {wanted}; {WHAT_NOW}")
-    heads = decoder.get("num_key_value_heads")
+    heads, head_size = decoder.get("num_key_value_heads"), decoder.get("head_size")
     for name, shape in graph.inputs.items():
-        # (batch, heads, length, head size); the builder leaves all but the heads open.
-        if name.startswith("past_key_values.") and len(shape) == 4 and shape[1] not in (None, heads):
+        # (batch, heads, length, head size); the builder leaves batch and length open.
+        if not name.startswith("past_key_values.") or len(shape) != 4:
+            continue
+        if shape[1] not in (None, heads):
             raise BadArtifact(
                 f"{name} of the graph has {shape[1]} heads and {GENAI_CONFIG_FILE} has {heads}; {WHAT_NOW}"
+            )
+        if shape[3] not in (None, head_size):
+            raise BadArtifact(
+                f"{name} of the graph has heads of {shape[3]} numbers and {GENAI_CONFIG_FILE} has the head_size "
+                f"{head_size}; {WHAT_NOW}"
             )
 
 

@@ -10,6 +10,7 @@ workers.measures.token_comparison). The spread is a bootstrap interval over posi
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,19 @@ class OtherVocabulary(Exception):
 
 
 def measure_quality(
-    reference: Reference, logits_of: LogitsOf, yardstick: str, report_progress: Callable[[float], None]
+    reference: Reference,
+    logits_of: LogitsOf,
+    yardstick: str,
+    report_progress: Callable[[float], None],
+    context_length: int | None = None,
 ) -> dict[str, Any]:
     """The artifact's quality figures.
 
     Args:
         logits_of: the artifact's logits (positions x vocabulary) for these tokens, read from an empty context.
         yardstick: which of the reference's yardsticks fits the artifact's rounding.
+        context_length: tokens that the artifact takes, where that may be fewer than the reference's texts have; what
+            is beyond is not compared.
 
     Returns:
         {"held_out" and "answers": None or {"positions", "perplexity", "source_perplexity", "perplexity_increase"
@@ -46,15 +53,14 @@ def measure_quality(
     Raises:
         OtherVocabulary: nothing can be compared.
     """
+    sections = [section for each in reference.sections if (section := _fitting(each, context_length))]
     compared = [
-        _compared(
-            section, logits_of, lambda share, place=place: report_progress((place + share) / len(reference.sections))
-        )
-        for place, section in enumerate(reference.sections)
+        _compared(section, logits_of, lambda share, place=place: report_progress((place + share) / len(sections)))
+        for place, section in enumerate(sections)
     ]
     figures: dict[str, Any] = {}
     for kind in (HELD_OUT, ANSWERS):
-        parts = [part for part, section in zip(compared, reference.sections, strict=True) if section.kind == kind]
+        parts = [part for part, section in zip(compared, sections, strict=True) if section.kind == kind]
         figures[kind] = _figures(parts) if parts else None
     rounding = reference.yardsticks[yardstick].kl if yardstick in reference.yardsticks else None
     kl = np.concatenate([part[0] for part in compared]).astype(np.float64) if compared else None
@@ -64,6 +70,15 @@ def measure_quality(
         "kl_over_rounding": None if ratio is None else round(ratio, 3),
         "problem": None,
     }
+
+
+def _fitting(section: Section, context_length: int | None) -> Section | None:
+    """As much of a section as a context takes with a token to come; None for nothing."""
+    length = len(section.tokens) if context_length is None else min(len(section.tokens), context_length - 1)
+    if length <= section.start:
+        return None
+    kept = section.distribution.first(length - section.start)
+    return replace(section, tokens=section.tokens[:length], distribution=kept)
 
 
 Compared = tuple[Floats, Floats, Floats, Floats]

@@ -34,7 +34,8 @@ def timed(values: Sequence[float], *, slow_is_low: bool = False, waited: float =
     ordered = sorted(values, reverse=slow_is_low)
     median = statistics.median(values)
     waited = min(waited, WAITED_AT_MOST)
-    least = max(LEAST_SHARE, waited / (1 - waited)) * median
+    # A speed on an idle machine, with what that differs by itself; of a time the distance is smaller.
+    least = ((1 + LEAST_SHARE) / (1 - waited) - 1) * median
     return {
         "median": round(median, 3),
         "p95": round(ordered[math.ceil(0.95 * len(ordered)) - 1], 3),

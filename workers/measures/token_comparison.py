@@ -36,6 +36,12 @@ class Distribution:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def first(self, count: int) -> "Distribution":
+        """Those of the first so many positions."""
+        return Distribution(
+            self.top_ids[:count], self.top_logprobs[:count], self.targets[:count], self.target_logprobs[:count]
+        )
+
 
 def condensed(logits: Logits, targets: Ids) -> Distribution:
     """The distributions of these logits (positions x vocabulary) with the tokens that come next."""
@@ -70,6 +76,13 @@ def kl_divergences(source: Distribution, logits: Logits) -> Floats:
             divergence += rest_p * (np.log(rest_p) - np.log(rest_q))
         found.append(np.maximum(divergence, 0.0).astype(np.float32))
     return np.concatenate(found)
+
+
+def full_divergences(source: Logits, logits: Logits) -> Floats:
+    """Nats from the distributions of `source` to those of `logits`, both whole; for each position."""
+    pairs = zip(_log_softmax(source), _log_softmax(logits), strict=True)
+    found = [(np.exp(log_p) * (log_p - log_q)).sum(-1) for (_, log_p), (_, log_q) in pairs]
+    return np.maximum(np.concatenate(found), 0.0)
 
 
 def target_logprobs(logits: Logits, targets: Ids) -> Floats:

@@ -24,6 +24,23 @@ SAMPLES: tuple[tuple[Message, ...], ...] = (
         {"role": "user", "content": "Thanks. And  now?"},
     ),
 )
+FRAMED_ALONE: tuple[tuple[Message, ...], ...] = (
+    ({"role": "system", "content": "Answer in one word."}, {"role": "user", "content": "Which oil is the best?"}),
+    (
+        {"role": "system", "content": "  You are brief.\n"},
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "Two?"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "And three?"},
+    ),
+    ({"role": "user", "content": ""},),
+    ({"role": "user", "content": "\n  A list:\n\n\t- 12345\n"}, {"role": "assistant", "content": " Yes. "}),
+    ({"role": "user", "content": "What is 2 + 2?"}, {"role": "tool", "content": "4"}),
+    tuple({"role": ("user", "assistant")[place % 2], "content": f"Turn {place}."} for place in range(9)),
+)
+"""What is not asked, only framed by the source and by the artifact's own files, which both may refuse: where templates
+differ that frame a plain question alike."""
 SHOWN_CHARACTERS = 60
 SHOWN_TOKENS = 3
 

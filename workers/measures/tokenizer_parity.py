@@ -25,7 +25,8 @@ from olivepress.foundry.inference_model import INFERENCE_MODEL_FILE
 from olivepress.foundry.prompt_template import CONTENT, OTHER_DAY, derive_prompt_template
 from workers.measures.held_out import held_out_text
 from workers.measures.reference_file import Answer, Reference
-from workers.measures.tokenizer_agreement import Framed, difference
+from workers.measures.tokenizer_agreement import FRAMED_ALONE, Framed, difference
+from workers.measures.tokenizer_words import words_print
 from workers.toolchains.tokenizer_file import tokenizer_print
 
 ENGINE_SHARE = 0.2
@@ -52,7 +53,10 @@ def compare_three_ways(
         "of": conversations, "first_difference": str | None} each, "problem": str | None, "notes": [str]}
     """
     own = [_own(template, tokenizer, messages) for messages in conversations]
-    source = _against_source(own, conversations, tokenizer, reference.answers if reference else None)
+    all_own = own + [_own(template, tokenizer, messages) for messages in FRAMED_ALONE]
+    source = _against_source(
+        all_own, [*conversations, *FRAMED_ALONE], tokenizer, reference.answers if reference else None
+    )
     engine, engine_problem = _against_engine(own, template, tokenizer, conversations, framed)
     pieces, note = _pieces(artifact, template)
     prompt_template = _against_pieces(own, conversations, pieces)
@@ -61,6 +65,7 @@ def compare_three_ways(
         _problem("tokenizer or template are not the source's", source),
         engine_problem,
         _problem(f"{INFERENCE_MODEL_FILE} frames conversations otherwise than the chat template", prompt_template),
+        _missing_pieces(pieces, template),
     ]
     notes = ["the source was not at hand: only the artifact's own files were compared"] if source is None else []
     notes += [note] if note else []
@@ -104,6 +109,9 @@ def _other_tokenizer(tokenizer: Tokenizer, reference: Reference | None) -> str |
         return None
     own = tokenizer_print(tokenizer, held_out_text())
     other = [name for name, digest in wanted.items() if own.get(name) != digest]
+    words = reference.facts.get("tokenizer_words") if reference else None
+    if words and not other and words_print(tokenizer) not in words:
+        other.append("cutting of its own words and of rare characters")
     return f"the tokenizer is not the source's: another {', '.join(other)}" if other else None
 
 
@@ -175,6 +183,12 @@ def _pieces(artifact: Path, template: ChatTemplate) -> tuple[Mapping[str, str] |
     if isinstance(pieces, dict) and "prompt" in pieces:
         return pieces, derived.note
     return None, f"{INFERENCE_MODEL_FILE} has no PromptTemplate"
+
+
+def _missing_pieces(pieces: Mapping[str, str] | None, template: ChatTemplate) -> str | None:
+    derived = derive_prompt_template(template).template or {}
+    missing = sorted(derived.keys() - pieces.keys()) if pieces is not None else []
+    return f"the PromptTemplate of {INFERENCE_MODEL_FILE} has no piece for: {', '.join(missing)}" if missing else None
 
 
 def _against_pieces(

@@ -11,7 +11,7 @@ from olivepress.recipes.recipe import Precision
 from workers.measures.domain_prompts import DEFAULT_NEW_TOKENS, messages_of
 from workers.measures.held_out import TOKENS_AT_MOST, WINDOW_TOKENS, held_out_text
 from workers.measures.reference_file import ANSWERS, HELD_OUT, Answer, Reference, Section, write_reference
-from workers.measures.tokenizer_agreement import SAMPLES
+from workers.measures.tokenizer_agreement import FRAMED_ALONE, SAMPLES
 from workers.steps.context import StepContext
 from workers.steps.convert import plain_source, refuse_changed
 from workers.toolchains.source_model import SourceModel, open_source, section_of
@@ -62,7 +62,8 @@ def run(spec: dict[str, Any], context: StepContext) -> dict[str, Any]:
     )
     not_asked = sum(answer.answer is None and answer.tokens is not None for answer in answers)
     notes = (f"{not_asked} conversations were not asked in torch, for {ANSWER_BUDGET_S:.0f} s were over",)
-    reference = Reference(facts, answers, yardsticks, (*sections, *answered), weights, notes if not_asked else ())
+    framed = answers + _framed_alone(source)
+    reference = Reference(facts, framed, yardsticks, (*sections, *answered), weights, notes if not_asked else ())
     # As convert does it: what is remembered for a content must have been read from it.
     refuse_changed(directory, spec["ingest"]["files"])
     if base is not None:
@@ -117,6 +118,11 @@ def _answers(
     _ask(source, asked, penalty, lambda share: context.report_progress("asking the source", _between(share)))
     answers = tuple(each.answer(source) for each in asked)
     return answers, _sections(source, asked)
+
+
+def _framed_alone(source: SourceModel) -> tuple[Answer, ...]:
+    """Conversations that nobody asks: how the source frames them."""
+    return tuple(_Conversation(sample, 0, source.frame(sample)).answer(source) for sample in FRAMED_ALONE)
 
 
 def _between(share: float) -> float:

@@ -98,6 +98,22 @@ class GenaiModel:
         except ENGINE_ERRORS as error:
             raise BadArtifact(f"onnxruntime-genai cannot run: {native_words(error, self._directory)}") from error
 
+    def stepwise_logits(self, tokens: Sequence[int], start: int) -> npt.NDArray[np.float32]:
+        """Logits from the token before `start` on, of these tokens read at once up to `start` and then one by one.
+
+        Raises:
+            BadArtifact: the engine fails.
+        """
+        try:
+            generator = self._generator(len(tokens) + 1, 0)
+            rows = []
+            for part in (tokens[:start], *([token] for token in tokens[start:])):
+                generator.append_tokens(np.asarray(part, dtype=np.int32))
+                rows.append(np.asarray(generator.get_output("logits"), dtype=np.float32)[0, -1])
+            return np.stack(rows)
+        except ENGINE_ERRORS as error:
+            raise BadArtifact(f"onnxruntime-genai cannot run: {native_words(error, self._directory)}") from error
+
     def generate(
         self,
         tokens: Sequence[int],

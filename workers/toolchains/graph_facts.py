@@ -52,7 +52,7 @@ def read_facts(model_file: Path) -> GraphFacts:
     Raises:
         BadArtifact: the file is no ONNX model.
     """
-    graph = _load(model_file).graph
+    graph = load_graph(model_file).graph
     heads, key_value_heads, scales = set(), set(), set()
     for node in graph.node:
         if node.op_type in ATTENTION:
@@ -76,7 +76,7 @@ def blank_tensors(model_file: Path) -> Iterator[BlankTensor]:
     Raises:
         BadArtifact: the file is no ONNX model, or its weights end too early.
     """
-    for tensor in _load(model_file).graph.initializer:
+    for tensor in load_graph(model_file).graph.initializer:
         count = int(np.prod(tensor.dims, dtype=np.int64))
         if count < SMALLEST_TENSOR:
             continue
@@ -85,7 +85,12 @@ def blank_tensors(model_file: Path) -> Iterator[BlankTensor]:
             yield BlankTensor(tensor.name, tuple(int(size) for size in tensor.dims), what)
 
 
-def _load(model_file: Path) -> onnx.ModelProto:
+def load_graph(model_file: Path) -> onnx.ModelProto:
+    """The graph of an ONNX file, without its weights.
+
+    Raises:
+        BadArtifact: the file is no ONNX model.
+    """
     try:
         return onnx.load(str(model_file), load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:

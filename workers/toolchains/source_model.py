@@ -8,6 +8,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,21 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.utils import chat_template_utils
 
 from olivepress.checkpoints.chat_template import DAY
 from olivepress.errors import BadCheckpoint
 from workers.measures.held_out import held_out_text
 from workers.measures.reference_file import Section, Yardstick, condensed
 from workers.measures.token_comparison import Logits, kl_divergences
+from workers.measures.tokenizer_words import words_print
 from workers.measures.weight_print import WeightPrint
 from workers.toolchains.library_edge import library_edge
+from workers.toolchains.replaced import replaced
 from workers.toolchains.rounding import ROWS_AT_ONCE, Rounding, rounded
+from workers.toolchains.source_settings import settings_of
 from workers.toolchains.stop_tokens import turn_end_id
-from workers.toolchains.tokenizer_file import tokenizer_print
+from workers.toolchains.tokenizer_file import TOKENIZER_FILE, read_tokenizer, tokenizer_print
 from workers.toolchains.weight_prints import print_of
 
 ACTIVATION_BITS = 8
@@ -38,12 +43,21 @@ YARDSTICKS: Mapping[str, Rounding] = {
 ADVICE = "check that the checkpoint generates in transformers"
 
 
+class _StoppedClock(datetime):
+    """What the templates' `strftime_now` asks for the time; transformers takes no other function from a caller."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        return DAY
+
+
 class SourceModel:
     """An open checkpoint. `measure_yardsticks` rounds its weights for good, so it comes last."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, tokenizer_words: Sequence[str] = ()) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._tokenizer_words = list(tokenizer_words)
         config = model.config.get_text_config()
         stops = [_ids(config.eos_token_id), _ids(model.generation_config.eos_token_id)]
         own = tokenizer.eos_token_id
@@ -71,10 +85,14 @@ class SourceModel:
             "vocabulary_size": self.vocabulary_size,
             "layers": int(config.num_hidden_layers),
             "heads": int(config.num_attention_heads),
+            "head_size": int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads),
             "context_length": self.context_length,
             "stop_ids": self._stops,
             "tokenizer_stop_id": self._tokenizer.eos_token_id,
+            "turn_end_id": turn_end_id(self._tokenizer),
             "tokenizer": self._tokenizer_print(),
+            "tokenizer_words": self._tokenizer_words,
+            "settings": settings_of(self._model),
             "attention_scales": sorted(
                 {
                     round(float(module.scaling), 6)
@@ -87,6 +105,10 @@ class SourceModel:
                 parameter.numel()
                 for parameter in self._model.parameters()
                 if parameter.dim() == 1 and not parameter.detach().any()
+            ),
+            "has_stacked_bias": any(
+                name.endswith("bias") and parameter.dim() > 1 and bool(parameter.detach().any())
+                for name, parameter in self._model.named_parameters()
             ),
             "has_zero_matrix": any(
                 parameter.dim() > 1 and not parameter.detach().any() for parameter in self._model.parameters()
@@ -111,9 +133,8 @@ class SourceModel:
         with suppress(BadCheckpoint), library_edge("the chat template refuses these messages", ADVICE):
             chat = [dict(message) for message in messages]
             # The clock is stopped, as in chat_template.py: today's date is no property of a checkpoint.
-            text = self._tokenizer.apply_chat_template(
-                chat, tokenize=False, add_generation_prompt=True, strftime_now=DAY.strftime
-            )
+            with replaced((chat_template_utils, "datetime", _StoppedClock)):
+                text = self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
             return text, list(self._tokenizer.encode(text, add_special_tokens=False))
         return None
 
@@ -215,7 +236,16 @@ def open_source(directory: Path) -> SourceModel:
     with library_edge(f"{directory} cannot be opened in torch", ADVICE):
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, local_files_only=True).eval()
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    return SourceModel(model, tokenizer)
+    return SourceModel(model, tokenizer, _tokenizer_words(directory, tokenizer))
+
+
+def _tokenizer_words(directory: Path, tokenizer: Any) -> list[str]:
+    """The prints of its tokenizer as transformers opens it, and as its file says: some tools copy the file."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    found = {words_print(backend)} if isinstance(backend, Tokenizer) else set()
+    if found and (directory / TOKENIZER_FILE).is_file():
+        found.add(words_print(read_tokenizer(directory)))
+    return sorted(found)
 
 
 def section_of(source: SourceModel, name: str, tokens: Sequence[int], start: int) -> Section:
