@@ -27,7 +27,7 @@ TRY_EVERY_S = 0.05
 
 @contextmanager
 def exclusive(path: Path, *, wait_s: float, what: str) -> Iterator[None]:
-    """Hold the lock on `path`, which is created where it is missing and stays.
+    """Hold the lock on `path`, which is created where it is missing; only who holds it may remove it.
 
     The lock is flock(2), as Foundry Local takes it on its own index; on Windows an open handle keeps Foundry Local out.
     The system gives it back when this process ends, however that happens. `what` names what is locked, for the message.
@@ -41,7 +41,9 @@ def exclusive(path: Path, *, wait_s: float, what: str) -> Iterator[None]:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             _try_lock(descriptor)
-            break
+            if _is_at(path, descriptor):
+                break
+            os.close(descriptor)  # its last holder has removed it, and another may hold a new one
         except (BlockingIOError, PermissionError) as error:
             if descriptor is None and sys.platform != "win32":
                 raise
@@ -55,3 +57,10 @@ def exclusive(path: Path, *, wait_s: float, what: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -180,7 +180,11 @@ def _store_plan(database: Database, collector: StoreCollector, grace_s: float, r
         with database.read() as session:
             return rows.references(session, remembered_s)
 
-    return collector.plan(references, grace_s)
+    def spare() -> set[str]:
+        with database.read() as session:
+            return rows.spare_references(session)
+
+    return collector.plan(references, grace_s, spare)
 
 
 class Turn:

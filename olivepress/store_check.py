@@ -9,14 +9,16 @@ A check only reads, beside everything else. Healing holds the lease of retention
 """
 
 import contextlib
+import errno
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 from olivepress.database import damage as rows
 from olivepress.database import retention as references
-from olivepress.database.damage import NeededStep, NeededVersion, NoRepair
+from olivepress.database import store_checks
+from olivepress.database.damage import NeededStep, NeededVersion, NoRepair, Source
 from olivepress.database.sessions import Database
 from olivepress.errors import BadArtifact, NotFound
 from olivepress.evidence.document import PROVENANCE_FILE, REPORT_FILE, UNSIGNED_FILES, provenance_file, report_file
@@ -28,6 +30,7 @@ from olivepress.store.checking import Checker, Scan
 from olivepress.store.collecting import NONE, Amount
 from olivepress.store.healing import Healed, Healer, Outcome
 from olivepress.store.keeping import Keeper, Part
+from olivepress.store.places import UNREADABLE
 from olivepress.store.protocol import Progress
 
 CHECK_LEASE = "store-check"
@@ -69,6 +72,26 @@ class HurtVersion:
         }
 
 
+@dataclass(frozen=True)
+class HurtSource:
+    """What the source of versions said, which is lost, and what becomes of it. The versions themselves are whole."""
+
+    source: Source
+    versions: tuple[str, ...]
+    fate: Fate = Fate.HURT
+    job_id: int | None = None
+    note: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "versions": list(self.versions),
+            "fate": self.fate.value,
+            "job_id": self.job_id,
+            "note": self.note,
+        }
+
+
 @dataclass
 class Report:
     """What a check found and did."""
@@ -84,8 +107,8 @@ class Report:
     """Of unfinished jobs, whose artifact is hurt: their jobs are going to fail."""
     forgotten: int = 0
     """Remembered results whose artifact is hurt or gone: they count as misses."""
-    sources: list[str] = field(default_factory=list)
-    """Versions of which it is lost what their source said: it runs again when they are measured again."""
+    sources: list[HurtSource] = field(default_factory=list)
+    """What is lost of what sources said: versions that are measured again are not held against it meanwhile."""
     set_aside: int = 0
     """Lost artifacts that only memory needed, or nobody: taken out of use."""
     unreferenced: Amount = NONE
@@ -116,7 +139,7 @@ class Report:
             "versions": [each.to_dict() for each in self.versions],
             "unfinished_jobs": sorted({each.job_id for each in self.steps}),
             "forgotten_results": self.forgotten,
-            "versions_without_source": self.sources,
+            "sources": [each.to_dict() for each in self.sources],
             "set_aside": self.set_aside,
             "unreferenced": {"artifacts": _amount(self.unreferenced), "chunks": _amount(self.scan.strays)},
             "temporary": _amount(self.temporary),
@@ -145,7 +168,7 @@ def check(
     on_progress: Progress | None = None,
     must_stop: Callable[[], bool] = lambda: False,
 ) -> Report:
-    """Look for damage; changes nothing in the store, and takes flags off versions that turn out whole.
+    """Look for damage; changes nothing in the store, takes flags off versions that turn out whole, notes the report.
 
     Raises:
         TransientError: another check is under way.
@@ -153,7 +176,10 @@ def check(
     """
     turn = Turn(database, must_stop, CHECK_LEASE)
     try:
-        return _checked(database, keeper_of(store), Checker(keeper_of(store), is_fast, on_progress, turn.go_on), anew)
+        keeper = keeper_of(store)
+        report = _checked(database, keeper, Checker(keeper, is_fast, on_progress, turn.go_on), anew)
+        _keep(database, report)
+        return report
     finally:
         turn.give_back()
 
@@ -192,6 +218,7 @@ def repair(
             _heal(database, keeper, [keeper_of(other) for other in others], report, go_on)
         finally:
             turn.give_back()
+        _keep(database, report)
         return report
     finally:
         checking.give_back()
@@ -203,7 +230,7 @@ def _checked(database: Database, keeper: Keeper, checker: Checker, anew: bool) -
     report.healed = [Healed(finding, Outcome.FOUND) for finding in scan.findings]
     with database.read() as session:
         versions, steps = rows.needed_versions(session), rows.needed_steps(session)
-        remembered, sources = rows.remembered_artifacts(session), rows.source_artifacts(session)
+        remembered, sources = rows.remembered_artifacts(session), rows.sources(session)
         referenced = references.references(session, None)
     damaged = {finding.part.sha256 for finding in scan.findings}
 
@@ -214,10 +241,11 @@ def _checked(database: Database, keeper: Keeper, checker: Checker, anew: bool) -
     absent = {digest for digest in referenced if is_absent(digest)}
     hurt = {digest: tuple(paths) for digest, paths in scan.hurt.items()} | dict.fromkeys(absent, ())
     needed = {digest for each in versions for digest in (each.package_digest, each.artifact_digest)}
-    report.absent = sorted(absent & (needed | {each.artifact_digest for each in steps}))
+    wanted = needed | {each.artifact_digest for each in steps} | {each.artifact_digest for each in sources}
+    report.absent = sorted(absent & wanted)
     report.forgotten = len(remembered & hurt.keys() - needed)
     report.steps = [each for each in steps if each.artifact_digest in hurt]
-    report.sources = sorted({version for digest, version in sources if digest in hurt})
+    report.sources = _hurt_sources([each for each in sources if each.artifact_digest in hurt])
     for version in versions:
         files = [hurt[digest] for digest in (version.package_digest, version.artifact_digest) if digest in hurt]
         if files:
@@ -243,6 +271,7 @@ def _heal(database: Database, keeper: Keeper, others: list[Keeper], report: Repo
     report.versions = [
         each if each.fate is Fate.WHOLE else _decided(database, keeper, each) for each in report.versions
     ]
+    report.sources = [_source_decided(database, keeper, each) for each in report.sources]
     report.steps = [each for each in report.steps if not keeper.store.has(each.artifact_digest)]
     report.quarantined = keeper.quarantined()
 
@@ -274,6 +303,26 @@ def _decided(database: Database, keeper: Keeper, hurt: HurtVersion) -> HurtVersi
     if isinstance(made, NoRepair):
         return _lost(database, hurt, made.why)
     return HurtVersion(version, Fate.QUEUED, hurt.files, made.job_id, made.note)
+
+
+def _hurt_sources(sources: list[Source]) -> list[HurtSource]:
+    """Each artifact once, with the versions that it is for."""
+    versions: dict[str, set[str]] = {}
+    for each in sources:
+        versions.setdefault(each.artifact_digest, set()).add(each.version)
+    first = {each.artifact_digest: each for each in reversed(sources)}
+    return [HurtSource(first[digest], tuple(sorted(names))) for digest, names in versions.items()]
+
+
+def _source_decided(database: Database, keeper: Keeper, hurt: HurtSource) -> HurtSource:
+    """What is to become of it now that all copies were looked at. Its checkpoint may be gone tomorrow."""
+    if keeper.store.has(hurt.source.artifact_digest):
+        return replace(hurt, fate=Fate.WHOLE)
+    with database.write() as session:
+        made = rows.queue_source_repair(session, hurt.source)
+    if isinstance(made, NoRepair):
+        return replace(hurt, fate=Fate.LOST, note=made.why)
+    return replace(hurt, fate=Fate.QUEUED, job_id=made.job_id, note=made.note)
 
 
 def _lost(database: Database, hurt: HurtVersion, why: str) -> HurtVersion:
@@ -313,6 +362,12 @@ def _overlay(published: Manifest) -> list[FileEntry]:
     return [file for file in published.files if file.path in OVERLAY_FILES]
 
 
+def _keep(database: Database, report: Report) -> None:
+    """For those who cannot look into the store."""
+    with database.write() as session:
+        store_checks.note(session, report.to_dict())
+
+
 def _note(database: Database, version: NeededVersion, reason: str | None) -> None:
     with database.write() as session:
         rows.note_damage(session, version, reason)
@@ -321,7 +376,9 @@ def _note(database: Database, version: NeededVersion, reason: str | None) -> Non
 def _is_there(keeper: Keeper, digest: str) -> bool:
     try:
         return keeper.is_right(Part(digest, True))
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in UNREADABLE | {errno.ENOENT}:
+            raise
         return False
 
 

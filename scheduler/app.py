@@ -26,6 +26,7 @@ from scheduler.queues import sweep_queues
 from scheduler.recertify import Recertifier
 from scheduler.rescue import rescue_expired
 from scheduler.retention import Retention
+from scheduler.store_checks import StoreChecks
 from scheduler.stranded import look_after
 
 log = structlog.get_logger(__name__)
@@ -60,6 +61,7 @@ class Scheduler:
         self._redis = redis_client(settings)
         self._leadership = Leadership(self._database)
         self._retention = Retention(settings, self._database)
+        self._store_checks = StoreChecks(settings, self._database)
         self._duties = self._make_duties(settings)
 
     def run(self) -> None:
@@ -80,6 +82,7 @@ class Scheduler:
                 log.warning("tick_failed", error=str(error))
             bell = self._wait(bell)
         self._retention.stop()
+        self._store_checks.stop()
         with contextlib.suppress(ServiceUnavailable):
             self._leadership.give_back()
         self._database.dispose()
@@ -94,6 +97,7 @@ class Scheduler:
             Duty("dispatch", 0.0, lambda: dispatch(database, self._app, fairness, settings.signal_again_after_s)),
             Duty("queues", 60.0, lambda: sweep_queues(database, self._redis)),
             Duty("retention", 1.0, self._retention.run_when_due),
+            Duty("store_check", 1.0, self._store_checks.run_when_due),
             *([Duty("recertify", 30.0, recertifier.run)] if settings.recertify == "on" else []),
         ]
 

@@ -1,7 +1,6 @@
 """`olivepress install`: a model version into the cache of Foundry Local on this machine."""
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ from olivepress.cli.options import AsJson, Team
 from olivepress.cli.orders import warn_about
 from olivepress.cli.output import connect, download_bar, emit, say
 from olivepress.client import DEFAULT_TEAM, Client
-from olivepress.delivery.fetching import Fetch, held
+from olivepress.delivery.fetching import Fetch, discard, held
 from olivepress.errors import OlivepressError
 from olivepress.evidence.document import UNSIGNED_FILES
 from olivepress.evidence.trust import Trust, remote_content
@@ -98,7 +97,7 @@ def install_version(client: Client, version: dict[str, Any], cache_dir: Path, tr
                 (fetch.files / UNFINISHED_FILE).touch()
                 fetch.run([target, *reversed(others)], keep=frozenset({UNFINISHED_FILE}))
                 fetch.move_into(directory)
-            shutil.rmtree(partial, ignore_errors=True)
+                discard(partial)
 
         return install_into_cache(
             write,

@@ -7,9 +7,10 @@ import typer
 from olivepress.cli.lazy import LazyCommand, LazyGroup
 from olivepress.cli.options import AsJson
 from olivepress.cli.output import connect, console, emit
-from olivepress.cli.tables import NOTHING, figure, plain_table, size, word
+from olivepress.cli.tables import NOTHING, figure, plain_table, size, when, word
 
 ON_STORE = "Where the store is"
+SHOWN = 5
 
 
 class StoreCommands(LazyGroup):
@@ -40,7 +41,7 @@ def store() -> None:
 
 
 def stats(as_json: AsJson = False) -> None:
-    """Show logical and stored bytes by family.
+    """Show logical and stored bytes by family, and what the last check of the store found.
 
     Logical are the files of all artifacts, stored the distinct chunks that they consist of. A chunk that families share
     counts in each of them and once in the sum.
@@ -60,6 +61,21 @@ def stats(as_json: AsJson = False) -> None:
     table.add_row("all", *_figures(found))
     console().print(table)
     typer.echo(f"in {found['name']}", err=True)
+    typer.echo(_last_check(found["last_check"]), err=True)
+
+
+def _last_check(check: dict[str, Any] | None) -> str:
+    if check is None:
+        return "it was never checked; run `olivepress store check` where it is"
+    if check["sound"]:
+        return f"it was sound when all of it was read, {when(check['finished_at'])}"
+    hurt = [f"{each['version']} ({each['fate']})" for each in check["report"]["versions"] if each["fate"] != "whole"]
+    more = f" and {len(hurt) - SHOWN} more" if len(hurt) > SHOWN else ""
+    named = f": {', '.join(hurt[:SHOWN])}{more}" if hurt else ""
+    return (
+        f"warning: it was not sound when all of it was read, {when(check['finished_at'])}{named}; "
+        "`olivepress store check --repair` where it is heals what can be healed"
+    )
 
 
 def _figures(row: dict[str, Any]) -> tuple[str, ...]:

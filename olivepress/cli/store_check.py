@@ -139,9 +139,7 @@ def _remarks(found: Json) -> list[str]:
         lines.append(f"jobs {jobs} are not over and need damaged content: they fail; submit them again then")
     if found["forgotten_results"]:
         lines.append(f"{found['forgotten_results']} remembered results count as misses: they are computed again")
-    if found["versions_without_source"]:
-        names = ", ".join(found["versions_without_source"])
-        lines.append(f"what the sources of {names} said is lost: they run again when these are measured again")
+    lines += [_source_line(each) for each in found["sources"] if each["fate"] != Fate.WHOLE]
     if found["set_aside"]:
         lines.append(f"{found['set_aside']} lost artifacts that only memory or nobody needed were taken out of use")
     for what in ("artifacts", "chunks"):
@@ -153,6 +151,16 @@ def _remarks(found: Json) -> list[str]:
     if found["quarantined"]:
         lines.append(f"{found['quarantined']} damaged parts lie in the quarantine; delete them when they help nobody")
     return lines
+
+
+def _source_line(source: Json) -> str:
+    lost = f"what the source of {', '.join(source['versions'])} said is lost"
+    note = f": {source['note']}" if source["note"] else ""
+    if source["fate"] == Fate.QUEUED:
+        return f"{lost}; job {source['job_id']} asks it again{note}"
+    if source["fate"] == Fate.LOST:
+        return f"{lost}, and cannot be made again{note}; measured again, these are not compared with it"
+    return f"{lost}; --repair asks it again"
 
 
 def shown_place(place: Path | str) -> str:

@@ -38,5 +38,15 @@ class StackCalls(Transport):
         return self.document("GET" if dry_run else "POST", "/v1/retention", timeout=RETENTION_TIMEOUT_S)
 
     def store(self) -> Json:
-        """What the store holds: artifacts, logical_bytes, stored_bytes, and the same for each of its families."""
+        """What the store holds: artifacts, logical_bytes, stored_bytes, and the same for each of its families; and the
+        last full check (see `store_check`), if there was one.
+        """
         return self.document("GET", "/v1/store", timeout=LARGE_ANSWER_TIMEOUT_S)
+
+    def store_check(self, kind: str = "full") -> Json:
+        """What the last check of the store found: kind (full or fast), store, finished_at, sound, report.
+
+        Raises:
+            NotFound: there was none of this kind.
+        """
+        return self.document("GET", "/v1/store/check", params={"kind": kind})

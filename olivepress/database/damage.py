@@ -21,13 +21,15 @@ from olivepress.database.tables import (
 )
 from olivepress.database.unblocking import done_steps, job_facts
 from olivepress.database.version_flags import flag, unflag
-from olivepress.database.workers import alive
+from olivepress.database.workers import pressing
 from olivepress.jobs import FINAL_JOB_STATES, JobKind, JobState, StepKind, StepState
 from olivepress.registry import VersionFlag
 from olivepress.steps import ONCE_A_JOB, ingest_location, key_of
 
 MADE_AGAIN = (StepKind.INGEST, StepKind.QUANTIZE, StepKind.CONVERT, StepKind.PACKAGE)
 """The steps of a repair job: pure ones, so the same keys give the same bytes."""
+ASKED_AGAIN = (StepKind.INGEST, StepKind.REFERENCE)
+"""The steps of one that makes again what the source of a version said."""
 
 # What a repair job does not take over: its own life, and what is over (the ladder was climbed, the team has the bytes).
 _OWN = {
@@ -67,8 +69,18 @@ class NeededStep:
 
 
 @dataclass(frozen=True)
+class Source:
+    """What the source of a version said, for that is measured again against it."""
+
+    artifact_digest: str
+    version: str
+    job_id: int
+    """Whose step *reference* it is the artifact of."""
+
+
+@dataclass(frozen=True)
 class Repair:
-    """A job that makes a package again."""
+    """A job that makes content again."""
 
     job_id: int
     is_new: bool
@@ -77,7 +89,7 @@ class Repair:
 
 @dataclass(frozen=True)
 class NoRepair:
-    """Why a package cannot be made again."""
+    """Why it cannot be made again."""
 
     why: str
 
@@ -135,16 +147,17 @@ def remembered_artifacts(session: Session) -> set[str]:
     return {digest for digest in session.scalars(query) if digest is not None}
 
 
-def source_artifacts(session: Session) -> list[tuple[str, str]]:
-    """What the sources of versions said: digest of that artifact, version."""
+def sources(session: Session) -> list[Source]:
+    """What the sources of versions said, by version; one artifact may be that of many."""
     query = (
-        select(StepRow.artifact_digest, ModelRow.name, VersionRow.number)
+        select(StepRow.artifact_digest, ModelRow.name, VersionRow.number, JobRow.id)
         .join(JobRow, JobRow.id == StepRow.job_id)
         .join(VersionRow, VersionRow.id == JobRow.version_id)
         .join(ModelRow, ModelRow.id == VersionRow.model_id)
         .where(StepRow.kind == StepKind.REFERENCE, StepRow.artifact_digest.is_not(None), has_files())
+        .order_by(ModelRow.team, ModelRow.name, VersionRow.number, JobRow.id)
     )
-    return [(digest or "", f"{name}:{number}") for digest, name, number in session.execute(query)]
+    return [Source(digest or "", f"{name}:{number}", job_id) for digest, name, number, job_id in session.execute(query)]
 
 
 def provenance_and_report(session: Session, version_id: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -166,10 +179,23 @@ def queue_repair(session: Session, version: NeededVersion) -> Repair | NoRepair:
     if version.job_id is None:
         return NoRepair(f"it was not made here; import {version.name} again from where it came")
     job = session.get_one(JobRow, version.job_id)
-    step = _maker(session, job, version.package_digest)
+    step = _maker(session, job, StepKind.PACKAGE, version.package_digest)
     if step is None:
         return NoRepair(f"job {job.id} no longer says which step made it")
-    name = f"repair of {version.name}"
+    return _queue_once(session, job, step, f"repair of {version.name}")
+
+
+def queue_source_repair(session: Session, source: Source) -> Repair | NoRepair:
+    """Queue the step that asked a version's source once more, while its checkpoint is still there."""
+    job = session.get_one(JobRow, source.job_id)
+    step = _maker(session, job, StepKind.REFERENCE, source.artifact_digest)
+    if step is None:
+        return NoRepair(f"job {job.id} no longer says which step made it")
+    return _queue_once(session, job, step, f"repair of the source of {source.version}")
+
+
+def _queue_once(session: Session, job: JobRow, step: StepRow, name: str) -> Repair | NoRepair:
+    """Queue the steps of a job up to this one as a batch of this name, unless one of this name is under way."""
     query = (
         select(JobRow.id)
         .join(BatchRow, BatchRow.id == JobRow.batch_id)
@@ -177,7 +203,7 @@ def queue_repair(session: Session, version: NeededVersion) -> Repair | NoRepair:
     )
     if (under_way := session.scalar(query.limit(1))) is not None:
         return Repair(under_way, is_new=False)
-    if (other := _other_bytes(session, job.team, name, version.package_digest)) is not None:
+    if (other := _other_bytes(session, name, step)) is not None:
         return NoRepair(f"job {other} made it again, with other bytes: what it is made from or with has changed")
     hindrance, note = _hindrance(session, job, step)
     if hindrance is not None:
@@ -185,39 +211,39 @@ def queue_repair(session: Session, version: NeededVersion) -> Repair | NoRepair:
     return Repair(_insert(session, job, step, name), True, note)
 
 
-def _maker(session: Session, job: JobRow, package_digest: str) -> StepRow | None:
-    """The step of a job that made this package."""
+def _maker(session: Session, job: JobRow, kind: StepKind, digest: str) -> StepRow | None:
+    """The step of a job that made this artifact."""
     query = select(StepRow).where(
         StepRow.job_id == job.id,
-        StepRow.kind == StepKind.PACKAGE,
+        StepRow.kind == kind,
         StepRow.state == StepState.SUCCEEDED,
-        StepRow.artifact_digest == package_digest,
-        StepRow.rung == job.rung,
+        StepRow.artifact_digest == digest,
+        or_(StepRow.rung == job.rung, StepRow.kind.in_(ONCE_A_JOB)),
     )
     return session.scalar(query)
 
 
-def _other_bytes(session: Session, team: str, name: str, package_digest: str) -> int | None:
+def _other_bytes(session: Session, name: str, step: StepRow) -> int | None:
     """The last repair job of this name, if it succeeded and made something else."""
     query = (
         select(JobRow.id, StepRow.artifact_digest)
         .join(BatchRow, BatchRow.id == JobRow.batch_id)
         .join(StepRow, StepRow.job_id == JobRow.id)
-        .where(BatchRow.team == team, BatchRow.name == name)
-        .where(JobRow.state == JobState.SUCCEEDED, StepRow.kind == StepKind.PACKAGE)
+        .where(BatchRow.team == step.team, BatchRow.name == name)
+        .where(JobRow.state == JobState.SUCCEEDED, StepRow.kind == step.kind)
         .order_by(JobRow.id.desc())
     )
     last = session.execute(query.limit(1)).one_or_none()
-    return last.id if last is not None and last.artifact_digest != package_digest else None
+    return last.id if last is not None and last.artifact_digest != step.artifact_digest else None
 
 
 def _hindrance(session: Session, job: JobRow, step: StepRow) -> tuple[str | None, str | None]:
     """Why the steps would not give the same bytes; and what to know where they would."""
     facts, done = job_facts(session, job.id), done_steps(session, job.id)
-    if key_of(StepKind.PACKAGE, facts, done, step.fingerprint or "") != step.key:
+    if key_of(StepKind(step.kind), facts, done, step.fingerprint or "") != step.key:
         return "it was made by a release of olivepress whose steps work otherwise", None
     short = (step.fingerprint or "")[:12]
-    living = {row.fingerprint for row in alive(session)}
+    living = {row.fingerprint for row in pressing(session)}
     if living:
         gone = f"the toolchain that made it ({short}) is on no living worker; start one that has it, and check again"
         return (None if step.fingerprint in living else gone), None
@@ -247,7 +273,7 @@ def _insert(session: Session, job: JobRow, last: StepRow, name: str) -> int:
     location = ingest_location(batch.id, job.checkpoint_path, job.base_path, job.chat_template, JobKind(job.kind))
     query = select(StepRow).where(
         StepRow.job_id == job.id,
-        StepRow.kind.in_(MADE_AGAIN),
+        StepRow.kind.in_(ASKED_AGAIN if last.kind == StepKind.REFERENCE else MADE_AGAIN),
         StepRow.position <= last.position,
         or_(StepRow.rung == last.rung, StepRow.kind.in_(ONCE_A_JOB)),
     )

@@ -10,7 +10,6 @@ from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
-    CompoundSelect,
     CursorResult,
     Delete,
     Select,
@@ -78,23 +77,30 @@ def references(session: Session, remembered_s: float | None) -> set[str]:
     Args:
         remembered_s: results remembered longer than this and not used since do not count; None: all count.
     """
+    of_memory = _of_memory()
+    if remembered_s is not None:
+        of_memory = of_memory.where(~_is_forgettable(remembered_s))
+    return set(session.scalars(union(*_of_files(), _of_sources(), of_memory)))
+
+
+def spare_references(session: Session) -> set[str]:
+    """Those of which nothing but time is lost when they are: what only memory or measuring again would take."""
+    return set(session.scalars(union(_of_sources(), _of_memory()))) - set(session.scalars(union(*_of_files())))
+
+
+def _of_files() -> list[Select[Any]]:
+    """The artifacts of versions and of jobs that are not over."""
     of_steps = (
         select(StepRow.artifact_digest)
         .join(JobRow, JobRow.id == StepRow.job_id)
         .where(JobRow.state.not_in(FINAL_JOB_STATES), StepRow.artifact_digest.is_not(None))
     )
-    of_sources = _sources_of_versions().where(StepRow.artifact_digest.is_not(None))
-    of_memory = select(RememberedRow.artifact_digest).where(RememberedRow.artifact_digest.is_not(None))
-    if remembered_s is not None:
-        of_memory = of_memory.where(~_is_forgettable(remembered_s))
-    query: CompoundSelect[Any] = union(
-        select(VersionRow.artifact_digest).where(has_files()),
-        select(VersionRow.package_digest).where(has_files()),
-        of_steps,
-        of_sources,
-        of_memory,
-    )
-    return set(session.scalars(query))
+    columns = (VersionRow.artifact_digest, VersionRow.package_digest)
+    return [of_steps, *(select(column).where(has_files()) for column in columns)]
+
+
+def _of_memory() -> Select[Any]:
+    return select(RememberedRow.artifact_digest).where(RememberedRow.artifact_digest.is_not(None))
 
 
 def count(session: Session, kind: RowKind, older_than_s: float) -> Rows:
@@ -134,13 +140,13 @@ def _before(time: ColumnElement[Any] | InstrumentedAttribute[Any], older_than_s:
     return time < DatabaseNow() - older_than_s
 
 
-def _sources_of_versions() -> Select[Any]:
+def _of_sources() -> Select[Any]:
     """Artifacts of the reference steps of the jobs that published, or found published, a version that is kept."""
     return (
         select(StepRow.artifact_digest)
         .join(JobRow, JobRow.id == StepRow.job_id)
         .join(VersionRow, VersionRow.id == JobRow.version_id)
-        .where(StepRow.kind == StepKind.REFERENCE, has_files())
+        .where(StepRow.kind == StepKind.REFERENCE, StepRow.artifact_digest.is_not(None), has_files())
     )
 
 
@@ -149,7 +155,7 @@ def _is_forgettable(older_than_s: float) -> ColumnElement[bool]:
     used = select(StepRow.reused_step_id).where(
         StepRow.reused_step_id.is_not(None), StepRow.finished_at >= DatabaseNow() - older_than_s
     )
-    sources = _sources_of_versions().where(StepRow.artifact_digest.is_not(None))
+    sources = _of_sources()
     is_of_version = and_(RememberedRow.kind == StepKind.REFERENCE, RememberedRow.artifact_digest.in_(sources))
     is_kept = or_(RememberedRow.step_id.in_(used), func.coalesce(is_of_version, false()))
     return and_(_before(RememberedRow.created_at, older_than_s), ~is_kept)

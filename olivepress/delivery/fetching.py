@@ -18,6 +18,7 @@ import hashlib
 import os
 import random
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,6 +41,8 @@ SPAN_BYTES = 8 * 1024 * 1024
 WAITS_S = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 # Damaged on the way: a proxy, or memory. More than that is no accident.
 DAMAGED_TRIES = 3
+LOCK = "lock"
+TRIES_TO_HOLD = 100
 NO_SPACE = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -62,14 +65,39 @@ class _Span:
 
 @contextlib.contextmanager
 def held(partial: Path, what: str) -> Iterator[None]:
-    """Hold the lock of a pull's unfinished state.
+    """Hold the lock of a pull's unfinished state, which goes in the end if `discard` has emptied it.
 
     Raises:
         ServiceUnavailable: another process pulls there.
     """
-    partial.mkdir(exist_ok=True)
-    with exclusive(partial / "lock", wait_s=0.0, what=f"the pull of {what} to {partial}"):
+    with contextlib.ExitStack() as stack:
+        for tries_left in reversed(range(TRIES_TO_HOLD)):
+            try:
+                partial.mkdir(exist_ok=True)
+                lock = exclusive(partial / LOCK, wait_s=0.0, what=f"the pull of {what} to {partial}")
+                stack.enter_context(lock)
+                break
+            except (FileNotFoundError, FileExistsError):  # whoever pulled there has ended just now
+                if not tries_left:
+                    raise
         yield
+    # Where an open file cannot be removed, `discard` has left it; whoever holds it by now keeps it.
+    if sys.platform == "win32" and partial.is_dir() and [path.name for path in partial.iterdir()] == [LOCK]:
+        _remove_empty(partial)
+
+
+def discard(partial: Path) -> None:
+    """Remove what a pull that came to its end has left; the caller holds its lock, so nobody else is at it."""
+    for path in partial.iterdir():
+        if path.name != LOCK:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    _remove_empty(partial)
+
+
+def _remove_empty(partial: Path) -> None:
+    with contextlib.suppress(OSError):
+        (partial / LOCK).unlink()
+        partial.rmdir()
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Pulls a model version to a directory of this machine, over the API; see `fetching.py` for what it survives."""
 
 import contextlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from olivepress.client import Client, OnBytes
-from olivepress.delivery.fetching import Fetch, held, right_chunks
+from olivepress.delivery.fetching import Fetch, discard, held, right_chunks
 from olivepress.errors import BadArtifact, PermanentError
 from olivepress.evidence.trust import Trust, remote_content
 from olivepress.foundry.inference_model import declared_id
@@ -59,23 +60,44 @@ def pull(
     manifest = client.artifact_manifest(version)
     if trust is not None:
         trust.check(remote_content(client, version, manifest), version)
-    if target.exists():
-        if _is_whole(target, manifest):
-            return Pulled(version["version"], target, manifest.size_bytes, 0, was_there=True)
-        if not replace:
-            raise PermanentError(
-                f"{target} holds {_what_it_is(target)}; with --replace {version['version']} takes its place, or choose "
-                "another directory"
-            )
+    there = Pulled(version["version"], target, manifest.size_bytes, 0, was_there=True)
+    if _is_there(version, manifest, target, replace=replace):
+        return there
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     with held(partial, version["version"]):
+        # Once more: another pull may have come to its end between the look and the lock.
+        if _is_there(version, manifest, target, replace=replace, unfinished=partial):
+            return there
         reuse = [target, *sorted(_siblings(target, version["model"]))]
         fetch = Fetch(client, version, manifest, partial, on_bytes, sleep)
         fetch.run(reuse)
         _swap(partial / "files", target)
-    shutil.rmtree(partial, ignore_errors=True)
+        discard(partial)
     return Pulled(version["version"], target, manifest.size_bytes, fetch.received_bytes)
+
+
+def _is_there(
+    version: Json, manifest: Manifest, target: Path, *, replace: bool, unfinished: Path | None = None
+) -> bool:
+    """Whether there is nothing to do.
+
+    Args:
+        unfinished: the caller's own state, which then goes if nothing is in it.
+
+    Raises: PermanentError (the target holds something else that may not go).
+    """
+    if not os.path.lexists(target):
+        return False
+    is_whole = target.is_dir() and _is_whole(target, manifest)
+    if (is_whole or not replace) and unfinished is not None and not (unfinished / "files").exists():
+        discard(unfinished)
+    if not is_whole and not replace:
+        raise PermanentError(
+            f"{target} holds {_what_it_is(target)}; with --replace {version['version']} takes its place, or choose "
+            "another directory"
+        )
+    return is_whole
 
 
 def _is_whole(directory: Path, manifest: Manifest) -> bool:
@@ -106,8 +128,15 @@ def _what_it_is(target: Path) -> str:
 def _swap(files: Path, target: Path) -> None:
     """Rename `files` to `target`; what is there goes aside first, for a directory is not replaced in one go."""
     old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
+    _remove(old)
+    if os.path.lexists(target):
         target.rename(old)
     files.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from olivepress.errors import BadArtifact, NotFound
 from olivepress.store.cutting import cut
 from olivepress.store.durable import full_disk_is_named
 from olivepress.store.manifest import Chunk, FileEntry, Manifest, is_sha256
+from olivepress.store.places import UNREADABLE
 from olivepress.store.protocol import Progress, Share, StoreStats
 from olivepress.store.source import Piece, SourceFile, changed, read_pieces, source_files
 
@@ -160,6 +161,8 @@ class ArtifactStore(ABC):
             raise NotFound(
                 f"The store {self.name} has no artifact {digest}. Submit its checkpoint again to make it."
             ) from None
+        except OSError as error:
+            raise _unreadable(f"The manifest of artifact {digest}", self.place_of_manifest(digest), error) from error
         if sha256_of(content) != digest:
             raise BadArtifact(
                 f"The manifest of artifact {digest} is damaged: {self.place_of_manifest(digest)}. {_CHECK}"
@@ -242,6 +245,8 @@ class ArtifactStore(ABC):
             raise BadArtifact(
                 f"File '{file_path}' cannot be read from the store: its chunk is missing{why}, {place}. {_CHECK}"
             ) from None
+        except OSError as error:
+            raise _unreadable(f"A chunk of file '{file_path}'", place, error) from error
         if sha256_of(content) != chunk.sha256:
             raise BadArtifact(
                 f"File '{file_path}' cannot be read from the store: its chunk is damaged, {place}. {_CHECK}"
@@ -289,6 +294,14 @@ def in_order(work: Callable[[T], R], items: Iterable[T], threads: int) -> Genera
 def sha256_of(content: bytes) -> str:
     """In lower-case hex."""
     return hashlib.sha256(content).hexdigest()
+
+
+def _unreadable(what: str, place: str, error: OSError) -> Exception:
+    """The error for a part of which the system says that it cannot be read; the system's own for any other reason."""
+    if error.errno not in UNREADABLE:
+        return error
+    why = error.strerror or "it cannot be read"
+    return BadArtifact(f"{what} cannot be read from the store: {why}: {place}. {_CHECK}")
 
 
 def _read_again(chunk: Chunk, files: list[SourceFile]) -> bytes:

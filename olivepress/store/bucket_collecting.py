@@ -32,7 +32,6 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +52,7 @@ from olivepress.store.collecting import (
     NONE,
     SETTLE_S,
     Amount,
+    Digests,
     Emptied,
     StorePlan,
     TakenOut,
@@ -85,10 +85,10 @@ class BucketCollector:
     takeover_s: float | None = None
     _own: list[str] = field(default_factory=list)
 
-    def plan(self, references: Callable[[], AbstractSet[str]], grace_s: float) -> StorePlan:
+    def plan(self, references: Digests, grace_s: float, spare: Digests = frozenset) -> StorePlan:
         """What goes now; changes nothing. See `Collector.plan`."""
         shelves = _Shelves(self.store)
-        return make_plan(View(self.store.name, shelves, self._chunks_of_all, self.go_on), references, grace_s)
+        return make_plan(View(self.store.name, shelves, self._chunks_of_all, self.go_on), references, grace_s, spare)
 
     def take_out(self, plan: StorePlan) -> TakenOut:
         """Announces what goes; forgets renewals that are too old to count."""

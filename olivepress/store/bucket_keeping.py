@@ -44,6 +44,9 @@ class BucketKeeper:
             with contextlib.suppress(FileNotFoundError):
                 yield self.store.bucket.read(seen.key)
 
+    def clear_way(self, part: Part) -> None:
+        """See `Keeper.clear_way`: in a bucket nothing does."""
+
     def put(self, part: Part, content: bytes) -> None:
         """See `Keeper.put`."""
         self._copy_aside(part)

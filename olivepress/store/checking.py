@@ -9,17 +9,20 @@ the noted one are not read again, but those that were found damaged are.
 
 import contextlib
 import errno
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from olivepress.errors import BadArtifact
 from olivepress.store.artifacts import in_order, sha256_of
 from olivepress.store.collecting import NONE, Amount
 from olivepress.store.keeping import HeldPart, Keeper, Part
-from olivepress.store.manifest import CHUNK_LIMIT_BYTES, Manifest
+from olivepress.store.manifest import CHUNK_LIMIT_BYTES, Manifest, is_sha256
+from olivepress.store.places import UNREADABLE
 from olivepress.store.protocol import Progress
 
 NOTE_EVERY_S = 5.0
@@ -34,6 +37,8 @@ class Damage(StrEnum):
     LENGTH = "wrong length"
     ALTERED = "altered"
     UNREADABLE = "unreadable"
+    CLOSED = "closed"
+    """To the user who looks: its permissions."""
 
 
 @dataclass(frozen=True)
@@ -199,19 +204,21 @@ class Checker:
             self.go_on()
             if finding.damage is not Damage.MISSING:
                 if (now := self._damage(finding.part)) is not None:
-                    yield finding if finding.damage is Damage.LENGTH else Finding(finding.part, now)
+                    yield finding if now is Damage.ALTERED else Finding(finding.part, now)
                 elif finding.part.sha256 in sizes and not self._is_there(finding.part):
                     yield Finding(finding.part, Damage.MISSING)
             elif not self._is_there(finding.part):
-                yield finding
+                now = self._damage(finding.part)
+                yield finding if now is None else Finding(finding.part, now)
 
     def _is_there(self, part: Part) -> bool:
         try:
             self.keeper.read(part)
         except FileNotFoundError:
             return False
-        except OSError:
-            return True
+        except OSError as error:
+            _unreadable(error)
+            return False
         return True
 
     def _find_uses(self, scan: Scan) -> None:
@@ -241,7 +248,8 @@ class Checker:
             "position": position,
             "damaged": [[finding.part.sha256, finding.damage.value] for finding in found],
         }
-        self.keeper.write_note(json.dumps(value).encode())
+        # A bit that flips in the position would leave chunks unread.
+        self.keeper.write_note(json.dumps(value | {"sha256": _digest_of(value)}).encode())
 
     def _resumed(self) -> tuple[str, list[Finding]]:
         """The last chunk that an interrupted check has read, and what it had found."""
@@ -250,12 +258,18 @@ class Checker:
             return "", []
         try:
             value = json.loads(content)
-            if value["schema_version"] != 1 or not 0 <= self.clock() - value["noted_at"] <= NOTE_HOLDS_S:
+            is_whole = value.pop("sha256") == _digest_of(value) and value["schema_version"] == 1
+            if not is_whole or not 0 <= self.clock() - value["noted_at"] <= NOTE_HOLDS_S:
                 return "", []
             found = [Finding(Part(sha256), Damage(damage)) for sha256, damage in value["damaged"]]
-            return str(value["position"]), found
-        except (ValueError, KeyError, TypeError):  # not ours, or damaged as the rest may be
+            names = [value["position"], *(finding.part.sha256 for finding in found)]
+            return (value["position"], found) if all(map(is_sha256, names)) else ("", [])
+        except (ValueError, KeyError, TypeError, AttributeError):  # not ours, or damaged as the rest may be
             return "", []
+
+
+def _digest_of(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _parsed(part: Part, content: bytes) -> Manifest:
@@ -266,7 +280,7 @@ def _parsed(part: Part, content: bytes) -> Manifest:
 
 
 def _unreadable(error: OSError) -> Damage:
-    """What a disk says of a broken sector; raises the error where it says something else."""
-    if error.errno not in (errno.EIO, getattr(errno, "EUCLEAN", errno.EIO)):
+    """What a disk says of a broken sector, a closed or a looping path; raises the error where it says another thing."""
+    if error.errno not in UNREADABLE:
         raise error
-    return Damage.UNREADABLE
+    return Damage.CLOSED if error.errno == errno.EACCES else Damage.UNREADABLE

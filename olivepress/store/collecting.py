@@ -34,6 +34,7 @@ references that appear later: whoever makes one has renewed the artifact before.
 import contextlib
 import logging
 import secrets
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -66,6 +67,7 @@ class Amount:
 
 
 NONE = Amount()
+Digests = Callable[[], AbstractSet[str]]
 
 
 @dataclass(frozen=True)
@@ -123,16 +125,18 @@ class Collector:
     settle_s: float = SETTLE_S
     go_on: Callable[[], None] = field(default=lambda: None)
 
-    def plan(self, references: Callable[[], AbstractSet[str]], grace_s: float) -> StorePlan:
+    def plan(self, references: Digests, grace_s: float, spare: Digests = frozenset) -> StorePlan:
         """What goes now; changes nothing.
 
         Args:
             references: asks for the digests of all artifacts that somebody refers to, in one consistent look. It is
                 called after the cutoff is taken: a reference that it does not see yet was renewed after that.
             grace_s: how long ago an unreferenced file must have been renewed last.
+            spare: asks which of the references cost only time when they are lost. While the manifest of another one
+                is missing, no chunk goes: nobody can tell which are its own.
         """
-        view = View(self.store.name, self.store.places, self._chunks_of_all, self.go_on)
-        return make_plan(view, references, grace_s, self._in_trash)
+        view = View(self.store.name, self.store.places, self._chunks_of_all, self.go_on, self._in_trash)
+        return make_plan(view, references, grace_s, spare)
 
     def take_out(self, plan: StorePlan) -> TakenOut:
         """Moves what goes into the trash, unless somebody renewed it meanwhile."""
@@ -163,8 +167,8 @@ class Collector:
         found = Amount()
         for path in self.store.places.tmp.iterdir():
             with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                if status.st_mtime_ns <= old_ns:
+                status = path.lstat()
+                if status.st_mtime_ns <= old_ns and not stat.S_ISDIR(status.st_mode):
                     found += Amount(1, status.st_size)
         return found
 
@@ -182,7 +186,9 @@ class Collector:
         for file in files:
             self.go_on()
             with contextlib.suppress(FileNotFoundError):  # another collector was faster
-                if file.path.stat().st_mtime_ns < cutoff_ns:
+                status = file.path.lstat()
+                # What is no file, a check finds.
+                if status.st_mtime_ns < cutoff_ns and stat.S_ISREG(status.st_mode):
                     file.path.rename(batch / file.path.name)
                     moved += Amount(1, file.size_bytes)
         return moved
@@ -203,7 +209,7 @@ class Collector:
         return self.store.places.now_ns() >= settled_ns
 
     def _finish(self, batch: Path, cutoff_ns: int) -> Emptied:
-        files = list(stored_files(batch))
+        files = [file for file in stored_files(batch) if file.path.is_file() and not file.path.is_symlink()]
         saved = {file for file in files if file.renewed_ns >= cutoff_ns}
         shared: set[str] = set()
         for file in saved:
@@ -237,7 +243,7 @@ class Collector:
 class StoreCollector(Protocol):
     """Collects a store; a run is `empty_trash`, `plan`, `take_out`, `empty_trash`."""
 
-    def plan(self, references: Callable[[], AbstractSet[str]], grace_s: float) -> StorePlan:
+    def plan(self, references: Digests, grace_s: float, spare: Digests = frozenset) -> StorePlan:
         """What goes now; changes nothing. See `Collector.plan`."""
 
     def take_out(self, plan: StorePlan) -> TakenOut:
@@ -274,15 +280,12 @@ class View:
     shelves: Shelves
     chunks_of_all: Callable[[Iterable[StoredFile]], set[str]]
     go_on: Callable[[], None]
+    taken_out: Callable[[], Iterable[StoredFile]] = tuple
+    """What may yet be put back."""
 
 
-def make_plan(
-    view: View,
-    references: Callable[[], AbstractSet[str]],
-    grace_s: float,
-    taken_out: Callable[[], Iterable[StoredFile]] = lambda: (),
-) -> StorePlan:
-    """The marking: see `Collector.plan`. `taken_out` gives what may yet be put back."""
+def make_plan(view: View, references: Digests, grace_s: float, spare: Digests) -> StorePlan:
+    """The marking: see `Collector.plan`."""
     cutoff_ns = view.shelves.now_ns() - round(grace_s * NS_PER_S)
     referenced = references()
     seen = list(view.shelves.manifests())
@@ -294,8 +297,12 @@ def make_plan(
             "there; see that it is this store's database"
         )
         return StorePlan(cutoff_ns, [], [], problem)
+    held = {*seen, *view.taken_out()} - set(doomed)
+    unseen = referenced - {file.sha256 for file in held}
+    # What is needed and was not listed is asked for by name.
+    asked_for = {StoredFile(Path(f"{digest}.json"), 0, 0) for digest in (unseen - spare() if unseen else ())}
     try:
-        kept = view.chunks_of_all({*seen, *taken_out()} - set(doomed))
+        kept = view.chunks_of_all(held | asked_for)
     except (BadArtifact, NotFound) as error:
         # Its chunks cannot be told from garbage, and it may yet be restored from a backup.
         return StorePlan(cutoff_ns, doomed, [], f"no chunk is removed while a manifest cannot be read: {error}")

@@ -11,9 +11,10 @@ A file is written under a name in tmp/, brought to the disk, and renamed. A mani
 chunks have reached the disk, so an artifact that can be seen is complete.
 """
 
+import errno
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from olivepress.errors import BadArtifact, NotFound
@@ -21,7 +22,7 @@ from olivepress.store.artifacts import ArtifactStore, Place
 from olivepress.store.cloning import clone_into, may_share
 from olivepress.store.durable import full_disk_is_named, renew, sweep, sync_directory, write_whole
 from olivepress.store.manifest import Chunk, Manifest, is_sha256
-from olivepress.store.places import Places
+from olivepress.store.places import UNREADABLE, Places, read_part
 from olivepress.store.protocol import StoreStats
 
 __all__ = ["DirectoryStore", "StoreStats"]
@@ -49,6 +50,8 @@ class DirectoryStore(ArtifactStore):
             return not any(True for _ in self._renew_all(None, self.manifest(digest).chunks()))
         except (NotFound, BadArtifact):
             return False
+        except OSError as error:
+            return _is_damage(error)
 
     def free_bytes(self) -> int | None:
         """See `Store.free_bytes`."""
@@ -83,10 +86,15 @@ class DirectoryStore(ArtifactStore):
 
     def _has_chunk(self, chunk: Chunk) -> bool:
         # The length tells a chunk that the file system cut off; it is then written anew.
-        return renew(self.places.chunk(chunk.sha256), self.places.tmp) == chunk.size_bytes
+        path = self.places.chunk(chunk.sha256)
+        try:
+            return renew(path, self.places.tmp) == chunk.size_bytes and path.is_file()
+        except OSError as error:
+            return _is_damage(error)
 
     def _write_chunk(self, chunk: Chunk, content: bytes) -> None:
-        write_whole(self.places.chunk(chunk.sha256), content, self.places.tmp)
+        with _damage_is_named(path := self.places.chunk(chunk.sha256)):
+            write_whole(path, content, self.places.tmp)
 
     def _share_chunk(self, place: Place) -> bool:
         if not self._may_clone or not may_share(place.offset, place.chunk.size_bytes, place.file.size_bytes):
@@ -118,17 +126,39 @@ class DirectoryStore(ArtifactStore):
             sync_directory(directory)
         sync_directory(self.root / "chunks")
         path, content = self.places.manifest(manifest.digest), manifest.to_json()
-        if not self._renew_manifest(path, content):
-            write_whole(path, content, self.places.tmp)
+        with _damage_is_named(path):
+            if not self._renew_manifest(path, content):
+                write_whole(path, content, self.places.tmp)
         sync_directory(path.parent)
         sync_directory(self.root / "manifests")
         return manifest
 
     def _renew_manifest(self, path: Path, content: bytes) -> bool:
         try:
-            return renew(path, self.places.tmp) is not None and path.read_bytes() == content
+            return renew(path, self.places.tmp) is not None and read_part(path) == content
         except FileNotFoundError:  # taken out between the two; a copy in its place does no harm
             return False
 
     def room_is_named(self, needed_bytes: int) -> AbstractContextManager[None]:
         return full_disk_is_named(self.root, needed_bytes)
+
+
+def _is_damage(error: OSError) -> bool:
+    """False, as the answer to whether something is there, where the error says that it cannot be read; else raised."""
+    if error.errno not in UNREADABLE:
+        raise error
+    return False
+
+
+@contextmanager
+def _damage_is_named(path: Path) -> Iterator[None]:
+    """Turns what the system says of a place that cannot be written to into BadArtifact."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNREADABLE - {errno.EIO} | {errno.EEXIST, errno.ENOTEMPTY}:
+            raise  # a broken disk mends nobody's check
+        raise BadArtifact(
+            f"{path} cannot be written: {error.strerror}. Run `olivepress store check --repair` as the user that the "
+            "store belongs to, and try again."
+        ) from error

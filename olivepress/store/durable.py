@@ -77,7 +77,9 @@ def sweep(tmp: Path, older_than_s: float) -> int:
     swept = 0
     for path in tmp.iterdir():
         with contextlib.suppress(FileNotFoundError):  # its writer, or another sweep, was faster
-            if now_s - path.stat().st_mtime >= older_than_s:
+            status = path.lstat()
+            # No writer makes a directory there.
+            if now_s - status.st_mtime >= older_than_s and not stat.S_ISDIR(status.st_mode):
                 _remove(path)
                 swept += 1
     return swept

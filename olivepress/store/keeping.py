@@ -5,22 +5,21 @@ is left of it may yet help somebody.
 """
 
 import contextlib
-import errno
 import hashlib
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 
+from olivepress.errors import NotAllowed
 from olivepress.store.artifacts import ArtifactStore
 from olivepress.store.directory import DirectoryStore
 from olivepress.store.durable import sync_directory, write_whole
-from olivepress.store.manifest import Manifest
-from olivepress.store.places import stored_files
+from olivepress.store.manifest import CHUNK_LIMIT_BYTES, MANIFEST_LIMIT_BYTES, Manifest
+from olivepress.store.places import open_file, read_part, stored_files
 
 NOTE = "check.json"
 
@@ -55,13 +54,19 @@ class Keeper(Protocol):
         """Those in their places whose names come after this one, in the order of their names."""
 
     def read(self, part: Part) -> bytes:
-        """Its content as it is in its place. Raises: FileNotFoundError, OSError (the disk cannot read it)."""
+        """Its content as it is in its place, or the beginning of what is far too long.
+
+        Raises: FileNotFoundError, OSError (the disk cannot read it).
+        """
 
     def is_right(self, part: Part) -> bool:
         """Whether its content has the SHA-256 that names it. Raises: FileNotFoundError, OSError."""
 
     def copies(self, part: Part) -> Iterator[bytes]:
         """What else the store has under this name, in its trash and its quarantine; it may be damaged, too."""
+
+    def clear_way(self, part: Part) -> None:
+        """Mends what keeps the part's place from being reached: permissions, something else than a directory."""
 
     def put(self, part: Part, content: bytes) -> None:
         """Puts right content into its place; what is there goes to the quarantine. Raises: DiskFull."""
@@ -97,13 +102,12 @@ class DirectoryKeeper:
         for shelf in sorted((self.store.root / "chunks").iterdir()):
             if shelf.name >= after[:2]:
                 for file in sorted(stored_files(shelf), key=lambda file: file.sha256):
-                    if file.sha256 > after:
+                    if file.sha256 > after and file.sha256[:2] == shelf.name:
                         yield HeldPart(Part(file.sha256), file.size_bytes)
 
     def read(self, part: Part) -> bytes:
         """See `Keeper.read`."""
-        with _opened(self._home(part)) as stream:
-            return stream.read()
+        return read_part(self._home(part))
 
     def is_right(self, part: Part) -> bool:
         """See `Keeper.is_right`."""
@@ -111,11 +115,22 @@ class DirectoryKeeper:
 
     def copies(self, part: Part) -> Iterator[bytes]:
         """See `Keeper.copies`."""
-        places = self.store.places
-        name = self._home(part).name
-        for path in (*places.trash.glob(f"*/{name}"), *places.quarantine.glob(f"{name}.*")):
-            with contextlib.suppress(OSError):
-                yield path.read_bytes()
+        places, home = self.store.places, self._home(part)
+        elsewhere = (path for path in home.parent.parent.glob(f"*/{home.name}") if path != home)
+        for path in (*places.trash.glob(f"*/{home.name}"), *places.quarantine.glob(f"{home.name}.*"), *elsewhere):
+            with contextlib.suppress(OSError), open_file(path) as stream:
+                yield stream.read(min(os.fstat(stream.fileno()).st_size, _limit_bytes(part)) + 1)
+
+    def clear_way(self, part: Part) -> None:
+        """See `Keeper.clear_way`."""
+        home = self._home(part)
+        with contextlib.suppress(OSError):  # another user's: whoever puts something there is told
+            if os.path.lexists(home.parent) and not home.parent.is_dir():
+                home.parent.rename(self._quarantine_path(home.parent))
+            home.parent.mkdir(exist_ok=True)
+            _allow(home.parent, stat.S_IRWXU)
+            if stat.S_ISREG(home.lstat().st_mode):
+                _allow(home, stat.S_IRUSR)
 
     def put(self, part: Part, content: bytes) -> None:
         """See `Keeper.put`."""
@@ -128,7 +143,7 @@ class DirectoryKeeper:
                 raise
             except OSError:  # a file system without hard links
                 self.quarantine(part)
-        with self.store.room_is_named(len(content)):
+        with self.store.room_is_named(len(content)), _foreign_is_named(home):
             write_whole(home, content, self.store.places.tmp)
         sync_directory(home.parent)
         sync_directory(home.parent.parent)
@@ -138,8 +153,9 @@ class DirectoryKeeper:
         home = self._home(part)
         aside = self._quarantine_path(home)
         try:
-            home.rename(aside)
-        except FileNotFoundError:
+            with _foreign_is_named(home):
+                home.rename(aside)
+        except (FileNotFoundError, NotADirectoryError):
             return False
         with contextlib.suppress(OSError):
             # A writer may have put it right just before the rename.
@@ -154,7 +170,7 @@ class DirectoryKeeper:
         home = self.store.places.manifest(digest)
         aside = self._quarantine_path(home)
         try:
-            chunks = Manifest.parse(home.read_bytes()).chunks()
+            chunks = Manifest.parse(read_part(home)).chunks()
             home.rename(aside)
         except FileNotFoundError:
             return False
@@ -170,12 +186,14 @@ class DirectoryKeeper:
 
     def read_note(self) -> bytes | None:
         """See `Keeper.read_note`."""
-        with contextlib.suppress(FileNotFoundError):
-            return self._note().read_bytes()
+        with contextlib.suppress(OSError):  # one that cannot be read counts for nothing
+            return read_part(self._note())
         return None
 
     def write_note(self, content: bytes | None) -> None:
         """See `Keeper.write_note`."""
+        if self._note().is_dir():
+            self._note().rename(self._quarantine_path(self._note()))
         if content is None:
             self._note().unlink(missing_ok=True)
         else:
@@ -193,12 +211,30 @@ class DirectoryKeeper:
 
 
 def _is_right(path: Path, part: Part) -> bool:
-    with _opened(path) as stream:
+    with open_file(path) as stream:
+        if os.fstat(stream.fileno()).st_size > _limit_bytes(part):
+            return False
         return hashlib.file_digest(stream, "sha256").hexdigest() == part.sha256
 
 
-def _opened(path: Path) -> BufferedReader:
-    """Raises: FileNotFoundError, OSError (also where something else than a file has the name: a pipe has no end)."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EIO, "it is no file", str(path))
-    return path.open("rb")
+def _limit_bytes(part: Part) -> int:
+    return MANIFEST_LIMIT_BYTES if part.is_manifest else CHUNK_LIMIT_BYTES
+
+
+def _allow(path: Path, wanted: int) -> None:
+    """Gives the owner these permissions; raises OSError where this user is not the owner."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & wanted != wanted:
+        path.chmod(mode | wanted)
+
+
+@contextlib.contextmanager
+def _foreign_is_named(path: Path) -> Iterator[None]:
+    """Turns what the system says of another user's directory into NotAllowed."""
+    try:
+        yield
+    except PermissionError as error:
+        raise NotAllowed(
+            f"{path} cannot be replaced by this user; run this as the user that the store belongs to, and see that "
+            f"{path.parent} is theirs"
+        ) from error

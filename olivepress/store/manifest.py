@@ -13,6 +13,8 @@ from olivepress.errors import BadArtifact, NotFound
 
 # A reader holds a whole chunk in memory to verify it before it hands out the first byte.
 CHUNK_LIMIT_BYTES = 16 * 1024 * 1024
+# A hundred bytes a chunk: no model comes near.
+MANIFEST_LIMIT_BYTES = 64 * 1024 * 1024
 
 SCHEMA_VERSION = 1
 _SHA256_OF_NOTHING = hashlib.sha256().hexdigest()

@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import JSON, Text, cast, event, func, select, text, update
 
-from olivepress.database import migrations, signing_keys, steps, workers
+from olivepress.database import migrations, signing_keys, steps, store_checks, workers
 from olivepress.database import recipes as own_recipes
 from olivepress.database.backup import CONTENTS, Backup, write_backup
 from olivepress.database.migrations import current_revision
@@ -105,6 +105,7 @@ def fill(database: Database) -> None:
         own_recipes.add(session, "default", replace(BUILT_IN["cpu-int4"], name="ours", summary=ODD_TEXT))
         set_quota(session, "default", Quota(max_bytes=2**50, max_versions=100))
         signing_keys.note(session, SigningKey(Ed25519PrivateKey.generate()).public)
+        store_checks.note(session, {"fast": False, "store": "/models/store", "sound": True, "damage": [ODD_TEXT]})
     claimed(database, running, StepKind.INGEST)
 
 

@@ -1,13 +1,16 @@
 """A pull ends with the version, whole and verified, over any link, after any kill, and moves only what is not there."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ import pytest
 
 from olivepress.cli import run
 from olivepress.client import Client
+from olivepress.delivery import fetching
 from olivepress.delivery.fetching import held
 from olivepress.delivery.pull import pull
 from olivepress.errors import BadArtifact, DiskFull, NotFound, PermanentError, ServiceUnavailable
@@ -193,6 +197,70 @@ class TestPull:
         with held(tmp_path / ".target.partial", "a-int4:1"):
             with pytest.raises(ServiceUnavailable, match="is in use by another process"):
                 pull(client, version(client, 1), tmp_path / "target")
+
+    def test_pulls_that_start_while_another_ends_leave_one_whole_version_and_nothing_beside_it(
+        self, client: Client, url: str, tmp_path: Path
+    ) -> None:
+        target = tmp_path / "target"
+        failures: list[Exception] = []
+
+        def pull_until_it_is_there() -> None:
+            with Client(url, KEY) as own:
+                for _ in range(500):
+                    try:
+                        pull(own, wanted, target)
+                        return
+                    except ServiceUnavailable:  # another one is at it
+                        pass
+                    except Exception as error:
+                        failures.append(error)
+                        return
+
+        wanted = version(client, 1)
+        for _ in range(6):
+            threads = [threading.Thread(target=pull_until_it_is_there) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert failures == [] and names(tmp_path) == ["target"]
+            assert_is(target, PACKAGE_1, 1)
+            shutil.rmtree(target)
+
+    def test_a_pull_does_not_replace_what_another_has_put_there_meanwhile(
+        self, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It looked at the target before it had the lock."""
+        target = tmp_path / "target"
+        real, others = fetching.exclusive, [version(client, 1)]
+
+        @contextlib.contextmanager
+        def after_another(path: Path, *, wait_s: float, what: str) -> Iterator[None]:
+            if others:
+                pull(client, others.pop(), target)
+                path.parent.mkdir()
+            with real(path, wait_s=wait_s, what=what):
+                yield
+
+        monkeypatch.setattr(fetching, "exclusive", after_another)
+        with pytest.raises(PermanentError, match="with --replace a-int4:2 takes its place"):
+            pull(client, version(client, 2), target)
+        assert_is(target, PACKAGE_1, 1)
+        assert names(tmp_path) == ["target"]
+
+    def test_a_link_that_leads_nowhere_is_something_else_and_makes_way_when_it_may_go(
+        self, client: Client, tmp_path: Path
+    ) -> None:
+        target = tmp_path / "target"
+        target.symlink_to("nowhere")
+        with pytest.raises(PermanentError, match="holds something else"):
+            pull(client, version(client, 1), target)
+        for _ in range(2):
+            pull(client, version(client, 1), target, replace=True)
+            assert_is(target, PACKAGE_1, 1)
+            assert names(tmp_path) == ["target"]
+            shutil.rmtree(target)
+            target.write_text("a file")
 
     def test_too_little_room_is_said_before_anything_is_moved(
         self, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

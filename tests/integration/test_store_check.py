@@ -19,7 +19,7 @@ from olivepress.jobs import JobState, StepKind
 from olivepress.retention import Turn
 from olivepress.steps import StepResult
 from olivepress.store import DirectoryStore
-from olivepress.store_check import Fate, HurtVersion, Report
+from olivepress.store_check import Fate, HurtSource, HurtVersion, Report
 from tests.integration.database_cases import (
     INGESTED,
     RESULTS,
@@ -206,7 +206,7 @@ class TestHealing:
         report = repair(press)
 
         assert (report.set_aside, report.forgotten, report.versions) == (1, 1, [])
-        assert report.sources == (["a-int4:1"] if kind is StepKind.REFERENCE else [])
+        assert [each.versions for each in report.sources] == ([("a-int4:1",)] if kind is StepKind.REFERENCE else [])
         assert report.is_sound and check(press).is_sound
         assert not press.store.places.manifest(digest).exists()
         # and what puts it again has it whole
@@ -291,6 +291,67 @@ class TestMakingAgain:
             cancel_job(session, hurt.job_id or 0)
         after = only_version(repair(press))
         assert after.fate is Fate.QUEUED and after.job_id != hurt.job_id
+
+
+class TestAskingTheSourceAgain:
+    """A version is measured again against what its source said, when the checkpoint may be gone."""
+
+    @pytest.fixture
+    def lost(self, press: Press, job: int) -> HurtSource:
+        """What is said of the artifact after its chunk was found damaged and nobody had it."""
+        flip(chunk_of(press, press.digest(job, StepKind.REFERENCE), "model.onnx.data"))
+        (lost,) = repair(press).sources
+        return lost
+
+    @on_both_databases
+    def test_a_job_asks_it_again_and_the_version_is_compared_with_it_as_before(
+        self, press: Press, job: int, lost: HurtSource
+    ) -> None:
+        # given
+        assert (lost.fate, lost.versions) == (Fate.QUEUED, ("a-int4:1",)) and lost.job_id is not None
+        with press.database.read() as session:
+            query = select(StepRow.kind).where(StepRow.job_id == lost.job_id).order_by(StepRow.position)
+            assert session.scalars(query).all() == ["ingest", "reference"]
+        # when
+        for kind in (StepKind.INGEST, StepKind.REFERENCE):
+            result = StepResult(INGESTED | {"checkpoint_digest": "/models/a"})
+            if kind is StepKind.REFERENCE:
+                result = replace(RESULTS[kind], artifact_digest=press.put(f"/models/a-{kind}"))
+            held = claimed(press.database, lost.job_id, kind)
+            assert succeed(press.database, held, result, has_artifact=press.store.has)
+        # then
+        assert job_of(press.database, lost.job_id).state == JobState.SUCCEEDED
+        assert press.store.has(press.digest(job, StepKind.REFERENCE))
+        assert check(press).sources == [] and flags(press) == {}
+
+    def test_it_is_asked_once_for_all_versions_and_not_while_it_is_asked(
+        self, press: Press, job: int, lost: HurtSource
+    ) -> None:
+        (again,) = repair(press).sources
+        assert (again.fate, again.job_id) == (Fate.QUEUED, lost.job_id)
+
+    def test_one_that_comes_back_from_a_copy_asks_nobody(self, press: Press, job: int, tmp_path: Path) -> None:
+        other = backup(press, tmp_path)
+        press.store.places.manifest(press.digest(job, StepKind.REFERENCE)).unlink()
+        assert [each.fate for each in check(press).sources] == [Fate.HURT]
+
+        (healed,) = repair(press, other).sources
+
+        assert (healed.fate, healed.job_id) == (Fate.WHOLE, None)
+
+    def test_one_whose_toolchain_is_gone_says_so(
+        self, press: Press, job: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with press.database.write() as session:
+            session.execute(update(WorkerRow).values(fingerprint="another"))
+        flip(chunk_of(press, press.digest(job, StepKind.REFERENCE), "model.onnx.data"))
+        monkeypatch.setenv("OLIVEPRESS_DATABASE_URL", press.database.url)
+        monkeypatch.setenv("OLIVEPRESS_STORE_DIR", str(press.store.root))
+
+        assert run(["store", "check", "--repair"]) == 0
+
+        said = capsys.readouterr().err
+        assert "what the source of a-int4:1 said is lost, and cannot be made again: the toolchain" in said
 
 
 class TestHindrances:
