@@ -37,7 +37,7 @@ def export(
     if file.exists() and not force:
         raise PermanentError(f"{file} exists; --force replaces it")
     partial = file.with_name(f".{file.name}.partial")
-    with connect() as client:
+    with connect() as client, client.patient():
         version = client.version(parse_reference(reference), team)
         warn_about(version)
         manifest = client.artifact_manifest(version)

@@ -50,7 +50,7 @@ def install(
       olivepress install support-en-int4:3 --foundry-cache ./cache --json
     """
     wanted = parse_reference(reference)
-    with connect() as client:
+    with connect() as client, client.patient():
         version = client.version(wanted, team)
         warn_about(version)
         installed = install_version(client, version, foundry_cache)

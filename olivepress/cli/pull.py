@@ -33,7 +33,7 @@ def pull(
       olivepress pull support-en-int4:4 --to ./support-en --replace --json
     """
     wanted = parse_reference(reference)
-    with connect() as client:
+    with connect() as client, client.patient():
         version = client.version(wanted, team)
         warn_about(version)
         with download_bar(version["version"]) as show:

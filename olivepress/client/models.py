@@ -85,11 +85,12 @@ class ModelCalls(Transport):
         Raises:
             NotFound: the version has no such file.
             BadArtifact: it arrived damaged.
+            ServiceUnavailable: the connection broke.
         """
         entry = next((file for file in version["files"] if file["path"] == path), None)
         if entry is None:
             raise errors.NotFound(f"{version['version']} has no file '{path}'; submit its checkpoint again")
-        return b"".join(self._verified(version, entry))
+        return self.again(lambda: b"".join(self._verified(version, entry)))
 
     def read_range(self, version: Json, path: str, start: int, end: int) -> Iterator[bytes]:
         """The bytes of a file of a version from `start` up to `end`, as they arrive; the caller verifies them.

@@ -1,7 +1,9 @@
 """How the client speaks with the API: addresses, timeouts, and answers that become values or olivepress errors."""
 
 import contextlib
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar, get_origin
 from urllib.parse import urlsplit
 
@@ -18,6 +20,8 @@ CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
 # Ten thousand jobs at once, on a busy machine.
 LARGE_ANSWER_TIMEOUT_S = 300.0
+# A link that drops: each small request is sent again after these, about twenty seconds in all.
+WAITS_S = (0.1, 0.3, 1.0, 2.0, 4.0, 6.0, 8.0)
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -35,6 +39,8 @@ class Transport:
             # A proxy that the environment names cannot reach this machine's loopback.
             trust_env=not self._is_local,
         )
+        self._waits_s: Sequence[float] = ()
+        self._has_answered = False
 
     def __enter__(self) -> Self:
         return self
@@ -46,6 +52,42 @@ class Transport:
         """Close the connection."""
         self.http.close()
 
+    @contextlib.contextmanager
+    def patient(self, waits_s: Sequence[float] = WAITS_S) -> Iterator[Self]:
+        """Meanwhile small questions are asked again where the connection breaks.
+
+        Where nobody has ever answered, that is told at once.
+
+        Args:
+            waits_s: seconds between one try and the next, and so how many there are.
+        """
+        before, self._waits_s = self._waits_s, waits_s
+        try:
+            yield self
+        finally:
+            self._waits_s = before
+
+    def again(self, ask: Callable[[], T]) -> T:
+        """What a question gives that may be asked as often as one likes.
+
+        Raises:
+            ServiceUnavailable: the connection broke, as often as this client has patience.
+        """
+        for wait_s in self._waits_s:
+            try:
+                return ask()
+            except ServiceUnavailable as error:
+                if not self._may_come_back(error.__cause__):
+                    raise
+            # Not all clients at the same moment.
+            time.sleep(wait_s * random.uniform(0.5, 1.0))
+        return ask()
+
+    def _may_come_back(self, cause: BaseException | None) -> bool:
+        is_nobody_there = isinstance(cause, httpx.ConnectError | httpx.ConnectTimeout)
+        has_broken = isinstance(cause, httpx.NetworkError | httpx.RemoteProtocolError)
+        return self._has_answered if is_nobody_there else has_broken
+
     def document(self, method: str, path: str, **options: Any) -> Json:
         """The JSON object that a request is answered with; `options` are httpx's."""
         return decoded(self.answer(method, path, **options), Json)
@@ -56,16 +98,25 @@ class Transport:
 
     def answer(self, method: str, path: str, **options: Any) -> httpx.Response:
         """The answer to a request, unless it is an error: that is raised."""
-        with self.lost_is_named():
-            response = self.http.request(method, path, **options)
+        if method == "GET":
+            response = self.again(lambda: self._answer(method, path, **options))
+        else:
+            response = self._answer(method, path, **options)
         if response.status_code >= 400:
             raise error_of(response)
+        return response
+
+    def _answer(self, method: str, path: str, **options: Any) -> httpx.Response:
+        with self.lost_is_named():
+            response = self.http.request(method, path, **options)
+        self._has_answered = True
         return response
 
     @contextlib.contextmanager
     def stream(self, path: str, **options: Any) -> Iterator[httpx.Response]:
         """The answer to a GET, to be read as it arrives."""
         with self.lost_is_named(), self.http.stream("GET", path, **options) as response:
+            self._has_answered = True
             if response.status_code >= 400:
                 response.read()
                 raise error_of(response)

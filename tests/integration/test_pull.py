@@ -23,6 +23,7 @@ from olivepress.delivery import fetching
 from olivepress.delivery.fetching import held
 from olivepress.delivery.pull import pull
 from olivepress.errors import BadArtifact, DiskFull, NotFound, PermanentError, ServiceUnavailable
+from olivepress.evidence.trust import Trust
 from olivepress.registry import parse_reference
 from olivepress.store import Manifest
 from olivepress.store.manifest import Chunk
@@ -308,12 +309,13 @@ class TestLies:
 class TestLinks:
     @pytest.mark.parametrize("seed", range(2))
     def test_a_link_that_drops_at_random_bytes_costs_little(self, url: str, tmp_path: Path, seed: int) -> None:
-        with broken_link(url, range(0), seed=seed) as link, Client(link.url, KEY) as client:
-            wanted = version(client, 1)
-            link.passes_bytes = range(1, MIB)
-            manifest = _patient_manifest(client, wanted)
-
-            pulled = pull(_WithManifest(client, manifest), wanted, tmp_path / "target", sleep=lambda seconds: None)
+        with (
+            broken_link(url, range(1, MIB), seed=seed) as link,
+            Client(link.url, KEY) as client,
+            client.patient([0.01] * 50),
+        ):
+            trust = Trust.of(client, lambda text: None)
+            pulled = pull(client, version(client, 1), tmp_path / "target", trust=trust, sleep=lambda seconds: None)
 
             assert link.drops > 5
         assert_is(tmp_path / "target", PACKAGE_1, 1)
@@ -363,15 +365,6 @@ class _WithManifest:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._client, name)
-
-
-def _patient_manifest(client: Client, wanted: dict[str, object]) -> Manifest:
-    for _ in range(50):
-        try:
-            return client.artifact_manifest(wanted)
-        except ServiceUnavailable:
-            continue
-    raise AssertionError("the link passes nothing")
 
 
 class TestKills:

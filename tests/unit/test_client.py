@@ -46,6 +46,72 @@ def write_server_file(data_dir: Path, key: str | None = "local-key") -> None:
     (data_dir / "server.json").write_text(json.dumps(server))
 
 
+class TestPatience:
+    def flaky(self, *failures: type[httpx.TransportError]) -> tuple[Client, list[str]]:
+        """A client whose first requests fail so, and what was asked."""
+        left, asked = list(failures), []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            asked.append(request.method)
+            if left:
+                raise left.pop(0)("broken", request=request)
+            return httpx.Response(200, json={"ok": True})
+
+        return client_of(answer), asked
+
+    def test_a_question_is_asked_again_where_the_connection_breaks(self) -> None:
+        client, asked = self.flaky(httpx.ReadError, httpx.RemoteProtocolError)
+        with client.patient([0.0, 0.0]):
+            assert client.document("GET", "/v1/x") == {"ok": True}
+        assert asked == ["GET"] * 3
+
+    def test_patience_ends(self) -> None:
+        client, asked = self.flaky(httpx.ReadError, httpx.ReadError)
+        with client.patient([0.0]), pytest.raises(ServiceUnavailable, match="broke"):
+            client.document("GET", "/v1/x")
+        assert asked == ["GET"] * 2
+        with pytest.raises(ServiceUnavailable):
+            self.flaky(httpx.ReadError)[0].document("GET", "/v1/x")
+
+    def test_nothing_is_ordered_twice(self) -> None:
+        client, asked = self.flaky(httpx.ReadError)
+        with client.patient([0.0]), pytest.raises(ServiceUnavailable):
+            client.document("POST", "/v1/x")
+        assert asked == ["POST"]
+
+    def test_where_nobody_ever_answered_that_is_told_at_once(self) -> None:
+        client, asked = self.flaky(httpx.ConnectError)
+        with client.patient([0.0]), pytest.raises(ServiceUnavailable, match="is `olivepress up` running"):
+            client.document("GET", "/v1/x")
+        assert asked == ["GET"]
+
+    def test_where_somebody_did_a_link_that_is_down_for_a_moment_is_waited_for(self) -> None:
+        left = [None, httpx.ConnectError, None]
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            if failure := left.pop(0):
+                raise failure("down", request=request)
+            return httpx.Response(200, json={})
+
+        client = client_of(answer)
+        with client.patient([0.0]):
+            client.document("GET", "/v1/x")
+            client.document("GET", "/v1/x")
+        assert left == []
+
+    def test_an_answer_that_is_an_error_is_not_asked_for_again(self) -> None:
+        asked = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            asked.append(request)
+            return problem(503, "ServiceUnavailable")
+
+        client = client_of(answer)
+        with client.patient([0.0]), pytest.raises(ServiceUnavailable):
+            client.document("GET", "/v1/x")
+        assert len(asked) == 1
+
+
 class TestConnection:
     def test_the_stack_on_this_machine_is_found_by_its_server_file(self, tmp_path: Path) -> None:
         write_server_file(tmp_path)
