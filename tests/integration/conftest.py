@@ -8,6 +8,8 @@ import pytest
 
 from olivepress.database.migrations import upgrade
 from olivepress.database.sessions import Database
+from scheduler import background
+from tests.doubles.clock import Clock
 from tests.integration.database_cases import SQLITE, fresh_postgresql_url, sqlite_url
 from tests.postgres import PostgresServer
 
@@ -60,3 +62,11 @@ def small_family(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from workers.toolchains.demo_family import make_family
 
     return make_family(tmp_path_factory.mktemp("demo") / "family", lambda phase, share: None, "small")
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock by which the leader's background work is due."""
+    double = Clock()
+    monkeypatch.setattr(background, "time", double)
+    return double

@@ -14,8 +14,8 @@ from olivepress.errors import TransientError
 from olivepress.retention import LEASE
 from olivepress.settings import Settings
 from olivepress.store import DirectoryStore
-from scheduler import retention as scheduler_retention
 from scheduler.retention import Retention
+from tests.doubles.clock import Clock
 from tests.integration.api_cases import KEY, PACKAGE, Api, api_over, publish_job, served
 
 
@@ -73,28 +73,11 @@ def test_the_client_asks_for_both_and_names_a_run_that_is_under_way(api: Api, or
             client.retention(dry_run=False)
 
 
-class Clock:
-    """A monotonic clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 class TestTheScheduler:
-    @pytest.fixture
-    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
-        clock = Clock()
-        monkeypatch.setattr(scheduler_retention, "time", clock)
-        return clock
-
     def run(self, retention: Retention) -> bool:
         """Tick once and wait for the run that this started."""
         was_started = retention.run_when_due()
-        if retention._thread is not None:
-            retention._thread.join()
+        retention.wait()
         return was_started
 
     def test_it_runs_soon_after_its_start_again_when_the_trash_has_settled_and_then_every_hour(

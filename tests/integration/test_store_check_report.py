@@ -16,8 +16,8 @@ from olivepress.database.sessions import Database
 from olivepress.database.tables import StoreCheckRow
 from olivepress.errors import NotFound
 from olivepress.settings import Settings
-from scheduler import store_checks as scheduler_checks
 from scheduler.store_checks import DAY_S, FIRST_AFTER_S, LOOK_EVERY_S, StoreChecks
+from tests.doubles.clock import Clock
 from tests.integration.api_cases import KEY, Api, api_over, publish_job, served
 from tests.integration.database_cases import on_both_databases
 
@@ -85,23 +85,7 @@ def test_a_store_that_is_damaged_all_over_has_a_report_of_bounded_length(api: Ap
     assert len(api.get("/v1/store/check")["report"]["damage"]) == store_checks.KEPT
 
 
-class Clock:
-    """A monotonic clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 class TestTheScheduler:
-    @pytest.fixture
-    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
-        clock = Clock()
-        monkeypatch.setattr(scheduler_checks, "time", clock)
-        return clock
-
     def checks(self, api: Api, days: float = 30) -> StoreChecks:
         settings = Settings(data_dir=api.store.root.parent, store_dir=api.store.root, store_check_days=days)
         return StoreChecks(settings, api.database)
@@ -110,8 +94,7 @@ class TestTheScheduler:
         """Tick once, after so many seconds, and wait for the check that this started."""
         clock.now += after_s
         was_started = checks.run_when_due()
-        if checks._thread is not None:
-            checks._thread.join()
+        checks.wait()
         return was_started
 
     def test_it_checks_a_store_that_was_never_checked_and_again_when_that_is_too_long_ago(
