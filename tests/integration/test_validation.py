@@ -17,6 +17,7 @@ from workers import host
 from workers.measures.domain_prompts import meets
 from workers.measures.hardware import hardware_class
 from workers.steps import validate
+from workers.toolchains.genai import opened
 
 pytestmark = pytest.mark.toolchain
 
@@ -192,6 +193,18 @@ def test_a_model_that_the_engine_cannot_open_is_an_error_and_no_verdict(package_
 
     with pytest.raises(BadArtifact, match=r"onnxruntime-genai cannot open the model: .*Unknown value"):
         run_validate(package_copy, tmp_path / "work")
+
+
+def test_a_pattern_of_the_tokenizer_that_the_engine_cannot_read_is_named(packaged: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(packaged, tmp_path / "damaged"))
+    tokenizer = json.loads((damaged / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\p{L}+(?<!x)"
+    (damaged / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with (
+        pytest.raises(BadArtifact, match=r"cannot open the tokenizer: .*x\).*tokenizer of the base model"),
+        opened(damaged),
+    ):
+        pass
 
 
 def test_progress_grows_from_start_to_end(packaged: Path, tmp_path: Path) -> None:

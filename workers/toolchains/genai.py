@@ -187,12 +187,19 @@ def opened(directory: Path) -> Iterator[GenaiModel]:
     """
     try:
         model = og.Model(str(directory))
-        tokenizer = og.Tokenizer(model)
         config = json.loads((directory / GENAI_CONFIG_FILE).read_text(encoding="utf-8"))
         context_length = int(config["model"]["context_length"])
     except (*ENGINE_ERRORS, OSError, KeyError) as error:
         said = native_words(error, directory)
         raise BadArtifact(f"onnxruntime-genai cannot open the model: {said}; convert the checkpoint again") from error
+    try:
+        tokenizer = og.Tokenizer(model)
+    except ENGINE_ERRORS as error:
+        raise BadArtifact(
+            f"onnxruntime-genai cannot open the tokenizer: {native_words(error, directory)}; it reads byte-level and "
+            "SentencePiece BPE in tokenizer.json as the published models have them, and not every pattern beyond; "
+            "train with the tokenizer of the base model"
+        ) from error
     try:
         yield GenaiModel(directory, model, tokenizer, context_length)
     finally:
