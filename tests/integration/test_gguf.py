@@ -103,6 +103,8 @@ def test_what_is_converted_says_what_its_source_says(source: Path, tmp_path: Pat
     ingested = run(directory)
     parity = _convert(directory, ingested, tmp_path)["parity"]
 
+    # As it was submitted, not what it is expanded to.
+    assert ingested["size_bytes"] == (directory / "model.gguf").stat().st_size
     assert ingested["files"] == [
         {
             "path": "model.gguf",

@@ -24,6 +24,7 @@ from olivepress.checkpoints.files import (
     file_identity,
     hash_file,
     is_under,
+    is_weights,
     relevant_files,
     unreadable,
 )
@@ -149,6 +150,14 @@ class _Folders:
             return list(folder.files)
         return [path for path in relevant_files(original) if path.suffix != ".safetensors"]
 
+    def weight_bytes(self, folder: Checkpoint) -> int:
+        """Bytes of the submitted files that hold this checkpoint's weights, and its base's."""
+        if self.original(folder) == folder.directory:
+            own = sum(file.size_bytes for file in folder.weights)
+        else:
+            own = sum(path.stat().st_size for path in self.files(folder) if is_weights(path.name))
+        return own + (self.weight_bytes(folder.base) if folder.base else 0)
+
     def hashed(self, folder: Checkpoint, read: "_Read") -> "_Read":
         """What was read, with the submitted files in the place of a copy's."""
         original = self.original(folder)
@@ -197,7 +206,8 @@ def _checked(
     notes += _zero_notes(checkpoint, reads)
     for note in notes:
         log.info("note: %s", note)
-    return _result(checkpoint, model, reads, notes, str(submitted.base) if submitted.base else None)
+    base_path = str(submitted.base) if submitted.base else None
+    return _result(checkpoint, model, reads, notes, base_path) | {"size_bytes": submitted.weight_bytes(checkpoint)}
 
 
 def _directories(spec: dict[str, Any]) -> tuple[Path, Path | None]:
@@ -337,7 +347,6 @@ def _result(
         "architecture": checkpoint.architecture,
         "family": checkpoint.family,
         "parameters": model.parameters,
-        "size_bytes": checkpoint.size_bytes,
         "sizes": dataclasses.asdict(checkpoint.sizes()),
         "dtype": checkpoint.dtype,
         "tied_embeddings": model.tied_embeddings,
